@@ -1,0 +1,1 @@
+"""The updater: Kafka -> encoder -> Milvus, and everything that makes it lose nothing."""

@@ -1,0 +1,242 @@
+"""The updater's heart: one poller that owns the source, and two stages behind queues.
+
+::
+
+    source -> poller -> [inbox] -> encode stage -> [outbox] -> write stage -> sink
+                 ^------------------ outcomes: what is safe -------------------'
+
+The poller never waits for the model or for Milvus: it pauses its partitions when enough is in flight, and keeps
+polling, so that the updater stays in its group however long Milvus is away. The one exception is a revocation.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+
+from prometheus_client import Counter, Gauge
+
+from consumers.changes import Change, Lease, Outcome
+from consumers.encode_stage import EncodeStage
+from consumers.errors import Stopped
+from consumers.offsets import OffsetTracker
+from consumers.partitioner import murmur2_partition
+from consumers.protocols import DeadLetters, Encoder, Record, Sink, Source
+from consumers.write_stage import Observer, WriteStage
+from notellm.errors import InvalidMessage
+from notellm.messages import Tombstone, parse_record
+from notellm.settings import UpdaterSettings
+
+__all__ = ["Updater"]
+
+log = logging.getLogger(__name__)
+
+RECORDS = Counter("notellm_records_total", "Records read from the notes topic, by what they are.", ["kind"])
+TRIMMED = Counter("notellm_notes_trimmed_total", "Fields that were cut to their limit.", ["field"])
+MISPLACED = Counter("notellm_misplaced_keys_total", "Records on another partition than murmur2 of their key.")
+IN_FLIGHT = Gauge("notellm_notes_in_flight", "Records read and not yet safe.")
+
+
+@dataclass
+class _Assignment:
+    lease: Lease
+    offsets: OffsetTracker = field(default_factory=OffsetTracker)
+    committed: int | None = None
+
+
+class Updater:
+    """Reads notes, encodes them, writes them; commits what is safe. :meth:`run` blocks until :meth:`stop` or an error."""
+
+    def __init__(
+        self,
+        source: Source,
+        encoder: Encoder,
+        sink: Sink,
+        dead_letters: DeadLetters,
+        settings: UpdaterSettings,
+        *,
+        source_epoch: str = "",
+        topic_partitions: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._source = source
+        self._dead_letters = dead_letters
+        self._settings = settings
+        self._topic_partitions = topic_partitions
+        self._assignments: dict[int, _Assignment] = {}
+        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._failure: Exception | None = None
+        self._asked_to_stop = Event()
+        self._stages_stop = Event()
+        self._paused = False
+        self._last_commit = time.monotonic()
+        self._encode_stage = EncodeStage(
+            encoder, sink, dead_letters, settings,
+            source_epoch=source_epoch, report=self._outcomes.put, stop=self._stages_stop,
+        )  # fmt: skip
+        self._write_stage = WriteStage(
+            self._encode_stage.outbox, sink, dead_letters, settings,
+            report=self._outcomes.put, settle=self._encode_stage.settle, observer=observer, stop=self._stages_stop,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to finish what is in flight, commit it and return. Safe from a signal handler."""
+        self._asked_to_stop.set()
+
+    def run(self) -> None:
+        """Raises what ended a stage or the source; what was safe by then is committed, the rest is read again."""
+        stages = [
+            Thread(target=self._guard, args=(stage.run,), name=name, daemon=True)
+            for name, stage in (("encode", self._encode_stage), ("write", self._write_stage))
+        ]
+        for stage in stages:
+            stage.start()
+        try:
+            self._source.subscribe(self)
+            while not self._asked_to_stop.is_set() and self._failure is None:
+                self._turn()
+        finally:
+            self._source.close()
+            self._stages_stop.set()
+            for stage in stages:
+                stage.join(timeout=self._settings.drain_timeout_s)
+        if self._failure is not None:
+            raise self._failure
+
+    def _turn(self) -> None:
+        self._absorb()
+        self._dead_letters.poll()
+        self._pause_or_resume()
+        record = self._source.poll(0.05)
+        if record is not None:
+            self._accept(record)
+        if time.monotonic() - self._last_commit >= self._settings.commit_interval_s:
+            self._commit()
+
+    def _accept(self, record: Record) -> None:
+        assignment = self._assignments.get(record.partition)
+        if assignment is None or not assignment.offsets.deliver(record.offset):
+            return
+        self._look_for_misplaced_key(record)
+        try:
+            parsed = parse_record(record.key, record.value, record.timestamp_ms)
+        except InvalidMessage as error:
+            RECORDS.labels("dead_letter").inc()
+            lease, offset = assignment.lease, record.offset
+            self._dead_letters.send(
+                record,
+                stage="VALUE_CONVERTER",
+                reason=error.reason,
+                error=error,
+                delivered=lambda: self._outcomes.put(Outcome(lease, offset, safe=True)),
+            )
+            return
+        if isinstance(parsed, Tombstone):
+            RECORDS.labels("tombstone").inc()
+            self._encode_stage.inbox.put(Change(record, assignment.lease, parsed.note_id, None))
+        else:
+            RECORDS.labels("note").inc()
+            for name in parsed.trimmed:
+                TRIMMED.labels(name).inc()
+            self._encode_stage.inbox.put(Change(record, assignment.lease, parsed.note.note_id, parsed.note))
+
+    def _look_for_misplaced_key(self, record: Record) -> None:
+        if not self._topic_partitions or not record.key:
+            return
+        expected = murmur2_partition(record.key, self._topic_partitions)
+        if expected != record.partition:
+            if not MISPLACED._value.get():  # noqa: SLF001 - say it once, count it always
+                log.warning(
+                    "key %r is on partition %d, murmur2 puts it on %d: a key on two partitions has no order; "
+                    "every writer of %s must partition with murmur2 (kcat: -X partitioner=murmur2_random)",
+                    record.key[:64], record.partition, expected, record.topic,
+                )  # fmt: skip
+            MISPLACED.inc()
+
+    def _pause_or_resume(self) -> None:
+        in_flight = sum(assignment.offsets.in_flight for assignment in self._assignments.values())
+        IN_FLIGHT.set(in_flight)
+        if not self._paused and in_flight >= self._settings.queue_notes:
+            self._source.pause()
+            self._paused = True
+        elif self._paused and in_flight <= self._settings.queue_notes // 2:
+            self._source.resume()
+            self._paused = False
+
+    def _absorb(self, wait_s: float = 0.0) -> None:
+        """Take in all outcomes that are there; wait for the first one for at most ``wait_s``."""
+        try:
+            outcome = self._outcomes.get(timeout=wait_s) if wait_s else self._outcomes.get_nowait()
+            while True:
+                assignment = self._assignments.get(outcome.lease.partition)
+                # An outcome of an earlier assignment says nothing about this one's offsets.
+                if assignment is not None and assignment.lease is outcome.lease:
+                    if outcome.safe:
+                        assignment.offsets.acknowledge(outcome.offset)
+                    else:
+                        assignment.offsets.abandon(outcome.offset)
+                outcome = self._outcomes.get_nowait()
+        except Empty:
+            return
+
+    def _commit(self) -> None:
+        self._last_commit = time.monotonic()
+        positions = self._positions(self._assignments)
+        if positions:
+            self._source.commit(positions)
+            for partition, position in positions.items():
+                self._assignments[partition].committed = position
+
+    def _positions(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Of each partition, the offset to commit, where it has moved since the last commit."""
+        found: dict[int, int] = {}
+        for partition in partitions:
+            assignment = self._assignments.get(partition)
+            if assignment is None:
+                continue
+            position = assignment.offsets.position
+            if position is not None and position != assignment.committed:
+                found[partition] = position
+        return found
+
+    def assigned(self, partitions: Iterable[int]) -> None:
+        """See :class:`SourceEvents`."""
+        for partition in partitions:
+            self._assignments[partition] = _Assignment(Lease(partition))
+        if self._paused:
+            self._source.pause()
+
+    def revoked(self, partitions: Iterable[int]) -> Mapping[int, int]:
+        """See :class:`SourceEvents`. Waits, within a deadline, for what the stages have already begun."""
+        going = [partition for partition in partitions if partition in self._assignments]
+        for partition in going:
+            self._assignments[partition].lease.draining = True
+        deadline = time.monotonic() + self._settings.drain_timeout_s
+        while self._failure is None and time.monotonic() < deadline:
+            if not any(self._assignments[partition].offsets.in_flight for partition in going):
+                break
+            self._absorb(wait_s=0.05)
+            self._dead_letters.poll()
+        self._absorb()
+        positions = self._positions(going)
+        self.lost(going)
+        return positions
+
+    def lost(self, partitions: Iterable[int]) -> None:
+        """See :class:`SourceEvents`."""
+        for partition in partitions:
+            assignment = self._assignments.pop(partition, None)
+            if assignment is not None:
+                assignment.lease.draining = assignment.lease.over = True
+
+    def _guard(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever ends a stage ends the updater, in run()
+            self._failure = error

@@ -1,0 +1,1 @@
+"""Export: a checkpoint becomes a bundle, with a proof that the bundle equals the checkpoint."""

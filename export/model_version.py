@@ -1,0 +1,36 @@
+"""``model_version``: 16 hex of everything that decides a row in Milvus, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import torch
+
+from notellm.bundle import TagLimits
+from notellm.prompt import PromptLimits, Template
+from training.model import NoteLLM
+
+__all__ = ["model_version"]
+
+
+def model_version(
+    model: NoteLLM,
+    *,
+    tokenizer_json: bytes,
+    template: Template,
+    prompt_limits: PromptLimits,
+    tag_limits: TagLimits,
+    categories: list[str],
+) -> str:
+    """The same model exported twice, here or elsewhere, has the same version; any change of a row's maker has another.
+
+    Precision is not part of it: fp32 and fp16 of one model fill the same collection. (A precision below fp16 will be.)
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
+    digest.update(tokenizer_json)
+    digest.update(msgspec.json.encode([template, prompt_limits, tag_limits, categories]))
+    return digest.hexdigest()[:16]

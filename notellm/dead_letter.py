@@ -1,0 +1,43 @@
+"""Headers of a dead letter: Kafka Connect's own names (KIP-298), so that existing tools read them, and two of ours."""
+
+from __future__ import annotations
+
+__all__ = ["MODEL_VERSION", "REASON", "VALUE_OMITTED", "dead_letter_headers"]
+
+REASON = "notellm.reason"
+MODEL_VERSION = "notellm.model_version"
+VALUE_OMITTED = "notellm.value.omitted.bytes"
+
+_CONNECT = "__connect.errors."
+
+
+def dead_letter_headers(
+    *,
+    topic: str,
+    partition: int,
+    offset: int,
+    stage: str,
+    reason: str,
+    error: Exception,
+    model_version: str,
+    connector: str = "notellm",
+) -> list[tuple[str, bytes]]:
+    """The headers that are added behind the record's own. All values are UTF-8 text, as Connect writes them.
+
+    ``stage`` is Connect's: ``VALUE_CONVERTER`` for a record that is no note, ``TASK_PUT`` for a note that the model or
+    Milvus refused.
+    """
+    values = {
+        _CONNECT + "topic": topic,
+        _CONNECT + "partition": str(partition),
+        _CONNECT + "offset": str(offset),
+        _CONNECT + "connector.name": connector,
+        _CONNECT + "task.id": "0",
+        _CONNECT + "stage": stage,
+        _CONNECT + "class.name": f"{type(error).__module__}.{type(error).__qualname__}",
+        _CONNECT + "exception.class.name": f"{type(error).__module__}.{type(error).__qualname__}",
+        _CONNECT + "exception.message": str(error),
+        REASON: reason,
+        MODEL_VERSION: model_version,
+    }
+    return [(name, value.encode("utf-8", "replace")) for name, value in values.items()]

@@ -1,0 +1,196 @@
+"""NoteLLM in one pass: a batch of notes in, embeddings, hashtags and categories out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from notellm.batching import plan_batches
+from notellm.bundle import Bundle, open_bundle
+from notellm.category_trie import CategoryTrie
+from notellm.errors import BundleError
+from notellm.generated_hashtags import answer_is_complete, read_hashtags
+from notellm.graph_session import GraphSession, Provider
+from notellm.messages import Note
+from notellm.prompt import Prompt, PromptBuilder
+from notellm.sequences import SequenceRunner, Sequences
+
+__all__ = ["EncodedBatch", "EncodedNote", "NoteEncoder", "Tags"]
+
+Floats = NDArray[np.float32]
+
+
+class Tags(msgspec.Struct, frozen=True):
+    """What the model says about a note."""
+
+    hashtags: list[str]
+    category: str
+
+
+class EncodedNote(msgspec.Struct, frozen=True):
+    """``embedding`` is a unit vector ``[D]`` float32; ``tags`` is None where only the embedding was asked for."""
+
+    embedding: Floats
+    tags: Tags | None
+
+
+class EncodedBatch(msgspec.Struct, frozen=True):
+    """Some rows of a call: first with their embeddings ``[rows, D]`` alone, later once more with their tags."""
+
+    indices: list[int]
+    embeddings: Floats
+    tags: list[Tags] | None
+
+
+class NoteEncoder:
+    """An exported model, loaded. One prefill per note gives the embedding; both answers go on from its KV cache.
+
+    Thread-safe. ``batch == single``: a note's embedding does not depend on what it runs with, nor on the order, to 1e-4.
+    """
+
+    def __init__(self, bundle: Bundle, session: GraphSession, *, token_budget: int, max_rows: int) -> None:
+        manifest = bundle.manifest
+        if not (manifest.capabilities.prefix_cache and manifest.capabilities.multi_token_past):
+            raise BundleError(f"bundle {bundle.path}: its graph has no prefix cache, which this encoder needs")
+        self.bundle = bundle
+        self._session = session
+        self._token_budget = token_budget
+        self._max_rows = max_rows
+        self._prompts = PromptBuilder(
+            Tokenizer.from_file(str(bundle.tokenizer_path)),
+            manifest.template,
+            manifest.prompt_limits,
+            manifest.token_ids,
+        )
+        self._check_length()
+        end = manifest.token_ids.eos[0]
+        prefix = manifest.template.answer_prefix
+        answers = {category: self._prompts.encode_answer(prefix + category) for category in manifest.categories}
+        self._categories = CategoryTrie.build(answers, end)
+        self._stop = {*manifest.token_ids.eos, *manifest.token_ids.special}
+        self._runner = SequenceRunner(session, self._prompts.prefix_ids)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        provider: Provider = "auto",
+        *,
+        threads: int = 0,
+        token_budget: int = 2048,
+        max_rows: int = 32,
+    ) -> NoteEncoder:
+        """Open and verify a bundle, and load its graph.
+
+        ``threads`` 0 lets ONNX Runtime take one per core. ``token_budget`` bounds the padded tokens of one batch.
+        Raises :class:`BundleError`, :class:`RuntimeMissing` or :class:`ProviderMissing`.
+        """
+        bundle = open_bundle(Path(path))
+        return cls(bundle, GraphSession(bundle, provider, threads), token_budget=token_budget, max_rows=max_rows)
+
+    @property
+    def model_version(self) -> str:
+        return self.bundle.manifest.model_version
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.bundle.manifest.embedding_dim
+
+    @property
+    def provider(self) -> str:
+        return self._session.provider
+
+    def prompt(self, note: Note) -> Prompt:
+        """The exact text and ids that the model would read of ``note``."""
+        return self._prompts.build(note)
+
+    def encode(self, notes: Sequence[Note], *, embed_only: bool = False) -> list[EncodedNote]:
+        """Encode ``notes``; the answer is in their order."""
+        encoded: list[EncodedNote | None] = [None] * len(notes)
+        for batch in self.stream([self.prompt(note) for note in notes], embed_only=embed_only):
+            tags: Sequence[Tags | None] = batch.tags or [None] * len(batch.indices)
+            for index, embedding, tag in zip(batch.indices, batch.embeddings, tags, strict=True):
+                encoded[index] = EncodedNote(embedding, tag)
+        return [note for note in encoded if note is not None]
+
+    def stream(self, prompts: Sequence[Prompt], *, embed_only: bool = False) -> Iterator[EncodedBatch]:
+        """Encode ``prompts`` batch by batch: each batch's embeddings as soon as they are there, then its tags."""
+        lengths = [len(prompt.ids) for prompt in prompts]
+        for indices in plan_batches(lengths, token_budget=self._token_budget, max_rows=self._max_rows):
+            batch = [prompts[index] for index in indices]
+            if embed_only:
+                yield EncodedBatch(indices, self._runner.embed([prompt.ids for prompt in batch]), None)
+                continue
+            embeddings, sequences = self._runner.prefill([prompt.ids for prompt in batch])
+            yield EncodedBatch(indices, embeddings, None)
+            categories = self._choose_categories(sequences)
+            hashtags = self._generate_hashtags(sequences, batch)
+            yield EncodedBatch(indices, embeddings, [Tags(h, c) for h, c in zip(hashtags, categories, strict=True)])
+
+    def _choose_categories(self, prefilled: Sequences) -> list[str]:
+        """Greedy under the trie; a row leaves as soon as only one category is possible."""
+        nodes = [self._categories] * prefilled.rows
+        open_rows = [row for row, node in enumerate(nodes) if node.decided is None and node.categories]
+        if open_rows:
+            sequences = self._runner.guide(prefilled, self._prompts.category_ids)
+        while open_rows:
+            tokens: list[int] = []
+            for place, row in enumerate(open_rows):
+                allowed = nodes[row].allowed
+                token = allowed[int(np.argmax(sequences.logits[place, allowed]))]
+                nodes[row] = nodes[row].children[token]
+                tokens.append(token)
+            undecided = [place for place, row in enumerate(open_rows) if nodes[row].decided is None]
+            open_rows = [open_rows[place] for place in undecided]
+            if open_rows:
+                ids = np.array([[tokens[place]] for place in undecided], np.int64)
+                sequences = self._runner.extend(sequences.select(undecided), ids)
+        return [node.decided or "" for node in nodes]
+
+    def _generate_hashtags(self, prefilled: Sequences, batch: Sequence[Prompt]) -> list[list[str]]:
+        """Greedy; rows that are done leave the batch."""
+        limits = self.bundle.manifest.tag_limits
+        written: list[list[int]] = [[] for _ in batch]
+        open_rows = list(range(len(batch)))
+        sequences = self._runner.guide(prefilled, self._prompts.hashtags_ids)
+        for _ in range(limits.hashtag_tokens):
+            tokens = np.argmax(sequences.logits, axis=1)
+            going: list[int] = []
+            for place, row in enumerate(open_rows):
+                token = int(tokens[place])
+                if token in self._stop:
+                    continue
+                written[row].append(token)
+                answer = self._prompts.decode(written[row])
+                if not answer_is_complete(answer, batch[row].author_hashtags, limits.hashtags):
+                    going.append(place)
+            if not going or len(written[open_rows[going[0]]]) == limits.hashtag_tokens:
+                break
+            open_rows = [open_rows[place] for place in going]
+            sequences = self._runner.extend(sequences.select(going), tokens[going][:, None])
+        return [
+            read_hashtags(self._prompts.decode(ids), prompt.author_hashtags, limits.hashtags)
+            for ids, prompt in zip(written, batch, strict=True)
+        ]
+
+    def _check_length(self) -> None:
+        builder, manifest = self._prompts, self.bundle.manifest
+        answer = max(
+            manifest.tag_limits.hashtag_tokens, *(len(builder.encode_answer(c)) for c in manifest.categories or [""])
+        )
+        longest = (
+            len(builder.prefix_ids)
+            + builder.max_ids
+            + max(len(builder.hashtags_ids), len(builder.category_ids))
+            + answer
+        )
+        if longest > manifest.max_positions:
+            raise BundleError(
+                f"bundle {self.bundle.path}: its prompt may have {longest} tokens, its model takes {manifest.max_positions}; "
+                "export it with a smaller --note-tokens"
+            )

@@ -1,0 +1,149 @@
+"""ONNX Runtime behind one call: ids and a KV cache in, an embedding, logits and the longer cache out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from notellm.bundle import Bundle
+from notellm.errors import BundleError, ProviderMissing, RuntimeMissing
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+__all__ = ["GraphOutput", "GraphSession", "KVCache", "Provider"]
+
+Provider = Literal["auto", "cpu", "cuda"]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer, each ``[B, H, tokens, K]``, kept where the session left them."""
+
+    values: list[OrtValue]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.values[0].shape()[2])
+
+    @property
+    def rows(self) -> int:
+        return int(self.values[0].shape()[0])
+
+    def select(self, rows: Sequence[int]) -> KVCache:
+        """A cache of the given rows; a row may come several times, which is how a prefix is shared by a batch."""
+        ort = _onnxruntime()
+        index = np.asarray(rows)
+        return KVCache([ort.OrtValue.ortvalue_from_numpy(value.numpy()[index]) for value in self.values])
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """``embeddings [B, D]`` and ``logits [B, V]`` at ``last_index``; ``cache`` holds all tokens so far."""
+
+    embeddings: Floats
+    logits: Floats | None
+    cache: KVCache | None
+
+
+class GraphSession:
+    """A loaded graph. Thread-safe, as an InferenceSession is."""
+
+    def __init__(self, bundle: Bundle, provider: Provider, threads: int) -> None:
+        manifest = bundle.manifest
+        self._manifest = manifest
+        self._past = [name for name in manifest.inputs if name.startswith("past_key_values.")]
+        self._present = [name for name in manifest.outputs if name.startswith("present.")]
+        self._session = _load(bundle, provider, threads)
+        wanted = {"input_ids", "attention_mask", "position_ids", "last_index", *self._past}
+        found = {node.name for node in self._session.get_inputs()}
+        if wanted != found:
+            raise BundleError(f"bundle {bundle.path}: the graph's inputs differ from the manifest's; export it again")
+
+    @property
+    def provider(self) -> str:
+        """``"cpu"`` or ``"cuda"``: where the graph really runs."""
+        first = self._session.get_providers()[0]
+        return next((name for name, provider in _PROVIDERS.items() if provider == first), str(first))
+
+    def empty_cache(self, rows: int) -> KVCache:
+        """A cache of no tokens."""
+        ort = _onnxruntime()
+        empty = np.zeros((rows, self._manifest.kv_heads, 0, self._manifest.head_dim), np.float32)
+        return KVCache([ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._past])
+
+    def run(
+        self,
+        input_ids: Ints,
+        attention_mask: Ints,
+        position_ids: Ints,
+        last_index: Ints,
+        past: KVCache,
+        *,
+        embeddings_only: bool = False,
+    ) -> GraphOutput:
+        """One pass; shapes as in DESIGN's graph: ``[B,S]``, ``[B,P+S]``, ``[B,S]``, ``[B]``."""
+        ort = _onnxruntime()
+        feeds = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, np.int64))
+            for name, array in (
+                ("input_ids", input_ids),
+                ("attention_mask", attention_mask),
+                ("position_ids", position_ids),
+                ("last_index", last_index),
+            )
+        }
+        feeds.update(zip(self._past, past.values, strict=True))
+        wanted = ["note_embedding"] if embeddings_only else ["note_embedding", "logits", *self._present]
+        # OrtValues in and out: the KV cache is never copied into Python.
+        outputs = self._session.run_with_ort_values(wanted, feeds)
+        embeddings = outputs[0].numpy()
+        if embeddings_only:
+            return GraphOutput(embeddings, None, None)
+        return GraphOutput(embeddings, outputs[1].numpy(), KVCache(list(outputs[2:])))
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RuntimeMissing(
+            "onnxruntime is not installed; install one of: pip install 'notellm[cpu]' or pip install 'notellm[gpu]'"
+        ) from None
+    return onnxruntime
+
+
+def _load(bundle: Bundle, provider: Provider, threads: int) -> Any:
+    ort = _onnxruntime()
+    available = ort.get_available_providers()
+    if provider == "cuda" and _PROVIDERS["cuda"] not in available:
+        raise ProviderMissing("provider: 'cuda' is not in this onnxruntime; install: pip install 'notellm[gpu]'")
+    chosen = [_PROVIDERS[provider]] if provider != "auto" else [_PROVIDERS["cuda"], _PROVIDERS["cpu"]]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(
+            str(bundle.model_path), options, providers=[name for name in chosen if name in available]
+        )
+    except Exception as error:
+        # onnxruntime raises a dozen classes of its own, all direct children of Exception.
+        raise BundleError(f"bundle {bundle.path}: onnxruntime cannot load it: {_first_line(error)}") from None
+    if provider == "cuda" and session.get_providers()[0] != _PROVIDERS["cuda"]:
+        # onnxruntime falls back to the CPU without an error; a GPU that was asked for must not become a CPU.
+        raise ProviderMissing(
+            "provider: 'cuda' was asked for, but CUDA cannot start here; is there a GPU and its driver?"
+        )
+    return cast(Any, session)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

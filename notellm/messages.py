@@ -1,0 +1,194 @@
+"""The ``notes`` topic: bytes in, a :class:`Note` or a :class:`Tombstone` out, or :class:`InvalidMessage`.
+
+The door is strict about identity and types, and lenient about size: what is too long is cut to :data:`LIMITS` and named
+in ``trimmed``. Whatever the bytes, the answer is one of the three; nothing else is ever raised.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Annotated, Final
+
+import msgspec
+
+from notellm.errors import InvalidMessage
+from notellm.hashtags import clean_hashtags
+
+__all__ = ["LIMITS", "Limits", "Note", "NoteRecord", "Scalar", "Tombstone", "check_id", "parse_record"]
+
+NoteId = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=64, description="1 to 64 bytes of UTF-8, no control characters.")
+]
+Scalar = str | int | float | bool | None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a note keeps. Characters are Unicode code points; the rest of a longer field is cut off and counted."""
+
+    id_bytes: int = 64
+    title: int = 512
+    category: int = 128
+    hashtags: int = 32
+    hashtag: int = 64
+    attributes: int = 32
+    attributes_bytes: int = 8 * 1024
+
+
+LIMITS: Final = Limits()
+_INT64: Final = range(-(2**63), 2**63)
+_TIMESTAMP_ABSENT: Final = -1
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person published. Unknown fields pass and are dropped."""
+
+    note_id: NoteId
+    title: Annotated[str, msgspec.Meta(description="Kept to 512 characters.")] = ""
+    content: Annotated[str, msgspec.Meta(description="Any length; the prompt reads as much as its budget holds.")] = ""
+    hashtags: Annotated[
+        list[str],
+        msgspec.Meta(description="NFKC, leading # and blanks off, duplicates dropped; kept to 32 of 64 characters."),
+    ] = msgspec.field(default_factory=list)
+    category: Annotated[str, msgspec.Meta(description="The author's own word. Kept to 128 characters.")] = ""
+    published_at: Annotated[
+        int, msgspec.Meta(ge=0, le=2**63 - 1, description="Milliseconds UTC. Missing: the record's own timestamp.")
+    ] = _TIMESTAMP_ABSENT
+    attributes: Annotated[
+        dict[str, Scalar],
+        msgspec.Meta(description="Flat scalars to filter by, such as author_id; kept to 32 within 8 KiB."),
+    ] = msgspec.field(default_factory=dict)
+
+
+class Tombstone(msgspec.Struct, frozen=True):
+    """A null value: the note is deleted."""
+
+    note_id: str
+
+
+class NoteRecord(msgspec.Struct, frozen=True):
+    """A valid note and the names of the fields that were cut to their limits."""
+
+    note: Note
+    trimmed: tuple[str, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(Note)
+_any_decoder = msgspec.json.Decoder()
+
+
+def parse_record(key: bytes | None, value: bytes | None, timestamp_ms: int) -> NoteRecord | Tombstone:
+    """Read one record of the ``notes`` topic.
+
+    ``timestamp_ms`` is the record's own time; it stands in for a missing ``published_at``.
+    Raises :class:`InvalidMessage`, and nothing else, when the record is a dead letter.
+    """
+    if key is None or key == b"":
+        raise InvalidMessage("no_key", "key", "missing; the key must be the note_id")
+    note_id = _decode_key(key)
+    if value is None:
+        return Tombstone(note_id)
+    note = _decode_value(value)
+    if check_id(note.note_id, "note_id") != note_id:
+        raise InvalidMessage("key_mismatch", "note_id", "is not the record's key; the two must be equal")
+    return _tidy(note, timestamp_ms)
+
+
+def check_id(text: str, field: str) -> str:
+    """Return ``text`` if it may be an id, else raise :class:`InvalidMessage` that names ``field``."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= LIMITS.id_bytes:
+        raise InvalidMessage("bad_id", field, f"{size} bytes; allowed are 1 to {LIMITS.id_bytes} bytes of UTF-8")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise InvalidMessage("bad_id", field, "contains a control character; none is allowed")
+    return text
+
+
+def _decode_key(key: bytes) -> str:
+    try:
+        text = key.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidMessage("bad_id", "key", "is not UTF-8; allowed are 1 to 64 bytes of UTF-8") from None
+    return check_id(text, "key")
+
+
+def _decode_value(value: bytes) -> Note:
+    if value.strip() == b"":
+        raise InvalidMessage("not_json", "value", "empty; a note is a JSON object, a deletion is a null value")
+    try:
+        return _decoder.decode(value)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(value, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidMessage("not_json", "value", f"not UTF-8 JSON ({error}); a note is a JSON object") from None
+    except RecursionError:
+        raise InvalidMessage("not_json", "value", "nested too deeply; a note is a flat JSON object") from None
+
+
+def _invalid_field(value: bytes, complaint: str) -> InvalidMessage:
+    """Msgspec says ``Expected `str`, got `int` - at `$.title```: turn that into field, kind and what is allowed."""
+    what, _, path = complaint.partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    if not field:
+        if "required field" in what:
+            return InvalidMessage("bad_id", "note_id", "missing; it must be there and equal the record's key")
+        return InvalidMessage("not_object", "value", f"{what}; a note is a JSON object")
+    top = field.split("[")[0].split(".")[0]
+    if top == "note_id":
+        return InvalidMessage("bad_id", "note_id", what)
+    if "out of range" in what:
+        return InvalidMessage("not_finite", top, what)
+    return InvalidMessage("wrong_type", top, what)
+
+
+def _tidy(note: Note, timestamp_ms: int) -> NoteRecord:
+    _check_numbers(note.attributes)
+    trimmed: list[str] = []
+    title = _cut(note.title, LIMITS.title, "title", trimmed)
+    category = _cut(note.category.strip(), LIMITS.category, "category", trimmed)
+    hashtags = clean_hashtags(note.hashtags)
+    if not (title.strip() or note.content.strip() or hashtags):
+        raise InvalidMessage("no_text", "title, content, hashtags", "all blank; at least one must hold text")
+    short = clean_hashtags(tag[: LIMITS.hashtag] for tag in hashtags)[: LIMITS.hashtags]
+    if short != hashtags:
+        trimmed.append("hashtags")
+    attributes = _cut_attributes(note.attributes)
+    if len(attributes) != len(note.attributes):
+        trimmed.append("attributes")
+    published_at = max(timestamp_ms, 0) if note.published_at == _TIMESTAMP_ABSENT else note.published_at
+    tidy = Note(
+        note_id=note.note_id,
+        title=title,
+        content=note.content,
+        hashtags=short,
+        category=category,
+        published_at=published_at,
+        attributes=attributes,
+    )
+    return NoteRecord(tidy, tuple(trimmed))
+
+
+def _cut(text: str, limit: int, field: str, trimmed: list[str]) -> str:
+    if len(text) > limit:
+        trimmed.append(field)
+    return text[:limit]
+
+
+def _check_numbers(attributes: dict[str, Scalar]) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidMessage("not_finite", f"attributes.{name[:64]}", "a number that is not finite; it must be")
+        if isinstance(value, int) and value not in _INT64:
+            raise InvalidMessage("not_finite", f"attributes.{name[:64]}", "an integer beyond 64 bits; it must fit")
+
+
+def _cut_attributes(attributes: dict[str, Scalar]) -> dict[str, Scalar]:
+    """The first attributes, in the author's order, that fit into both limits."""
+    kept: dict[str, Scalar] = {}
+    size = 2
+    for name, value in attributes.items():
+        size += len(msgspec.json.encode(name)) + len(msgspec.json.encode(value)) + 2
+        if len(kept) == LIMITS.attributes or size > LIMITS.attributes_bytes:
+            break
+        kept[name] = value
+    return kept

@@ -1,0 +1,224 @@
+"""Every setting of the project, on one page.
+
+Where a value comes from, the later winning: the defaults below, a TOML file (``--config``, ``NOTELLM_CONFIG``, or
+``./notellm.toml`` where there is one), the environment (``NOTELLM_KAFKA_BOOTSTRAP_SERVERS`` is
+``[kafka] bootstrap_servers``), flags. A name that is not on this page stops the start.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from notellm.errors import SettingsError
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "EncoderSettings",
+    "KafkaSettings",
+    "MilvusSettings",
+    "Settings",
+    "UpdaterSettings",
+    "load_settings",
+]
+
+CONFIG_VARIABLE = "NOTELLM_CONFIG"
+_PREFIX = "NOTELLM_"
+_DEFAULT_FILE = Path("notellm.toml")
+# Options of commands, not settings of the system: their commands declare them.
+_COMMAND_PREFIXES = (CONFIG_VARIABLE, "NOTELLM_EXPORT_", "NOTELLM_CLI_")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """Where notes come from."""
+
+    bootstrap_servers: str = Field(
+        "127.0.0.1:9092", min_length=1, description="Kafka brokers, host:port[,host:port...]."
+    )
+    notes_topic: str = Field("notes", min_length=1, description="The topic of notes: key = note_id, compacted.")
+    dead_letter_topic: str = Field(
+        "notes.dead-letter", min_length=1, description="Where records go that are no notes; not compacted."
+    )
+    group_prefix: str = Field(
+        "notellm", min_length=1, description="Begins the consumer group's name; database and collection follow."
+    )
+    properties: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Any librdkafka property, passed through to consumer and producers (security, timeouts, assignor).",
+    )
+
+    @field_validator("properties")
+    @classmethod
+    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        owned = {"bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset"}
+        taken = sorted(owned & set(value))
+        if taken:
+            raise ValueError(f"{taken[0]} is set by the updater itself, or nothing acknowledged could be kept safe")
+        return value
+
+
+class MilvusSettings(_Section):
+    """Where rows go."""
+
+    uri: str = Field("http://127.0.0.1:19530", description="A Milvus server, http:// or https://.")
+    token: SecretStr = Field(SecretStr(""), description="user:password or an API key. By environment or file only.")
+    database: str = Field("default", min_length=1, description="The database that holds the collections.")
+    collection_prefix: str = Field(
+        "notes", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Collections are called <prefix>_<model_version>."
+    )
+    alias: str = Field("notes", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="The name that readers use.")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds that one call to Milvus may take.")
+    hnsw_m: int = Field(16, ge=4, le=64, description="HNSW: links per node.")
+    hnsw_ef_construction: int = Field(200, ge=8, le=1024, description="HNSW: candidates while building.")
+
+    @field_validator("uri")
+    @classmethod
+    def _server(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("a server's address is needed (http://host:port); a .db file serves one process only")
+        return value
+
+
+class EncoderSettings(_Section):
+    """The model."""
+
+    bundle: Path = Field(Path("build/bundle"), description="The exported model's directory.")
+    provider: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model runs; auto takes CUDA if it can."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="Threads of one pass on CPU; 0 is one per core.")
+    token_budget: int = Field(1024, ge=64, le=1_048_576, description="Padded tokens in one batch, at most.")
+    max_rows: int = Field(16, ge=1, le=4096, description="Notes in one batch, at most.")
+
+
+class UpdaterSettings(_Section):
+    """Kafka -> encoder -> Milvus."""
+
+    queue_notes: int = Field(
+        256, ge=1, le=100_000, description="Notes between poller and encoder; when full, partitions are paused."
+    )
+    batch_notes: int = Field(
+        32, ge=1, le=1024, description="Notes the encoder stage takes from its queue at once, at most."
+    )
+    commit_interval_s: float = Field(1.0, gt=0, le=60, description="Seconds between commits of acknowledged offsets.")
+    drain_timeout_s: float = Field(
+        20.0, gt=0, le=240, description="Seconds to finish what is in flight when partitions are revoked or on SIGTERM."
+    )
+    vectors_first: bool = Field(
+        True, description="Write a row as soon as its vector is there, and again with its tags (lower freshness)."
+    )
+    retry_max_s: float = Field(5.0, gt=0, le=300, description="Longest wait between two tries while Milvus is away.")
+
+
+class Settings(BaseSettings):
+    """All sections; see each field's description."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="forbid",
+        frozen=True,
+    )
+
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    milvus: MilvusSettings = Field(default_factory=MilvusSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    updater: UpdaterSettings = Field(default_factory=UpdaterSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load_settings merges file and flags by hand; only the environment is read here.
+        return init_settings, env_settings
+
+
+def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read all sources. ``flags`` maps ``"kafka.bootstrap_servers"`` to a value; None there means "not given".
+
+    Raises :class:`SettingsError`: one line per fault, with the setting's name, its value and what is allowed.
+    """
+    values = _read_file(config)
+    _refuse_unknown_variables()
+    try:
+        from_environment = Settings().model_dump(exclude_unset=True)
+        for section, chosen in from_environment.items():
+            values.setdefault(section, {}).update(chosen)
+        for name, value in (flags or {}).items():
+            if value is not None:
+                section, key = name.split(".", 1)
+                values.setdefault(section, {})[key] = value
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(fault) for fault in error.errors())) from None
+    except Exception as error:
+        # pydantic-settings wraps a broken JSON value in its own SettingsError.
+        raise SettingsError(f"environment: {error}") from None
+
+
+def variable_names() -> dict[str, str]:
+    """Every setting -> its environment variable."""
+    return {
+        f"{section}.{name}": f"{_PREFIX}{section}_{name}".upper()
+        for section, field in Settings.model_fields.items()
+        for name in _fields(field.annotation)
+    }
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    return dict(section.model_fields)
+
+
+def _read_file(config: Path | None) -> dict[str, Any]:
+    chosen = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    file = chosen or _DEFAULT_FILE
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        if chosen is None:
+            return {}
+        raise SettingsError(f"config file {file}: is not there") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"config file {file}: cannot be read as TOML: {error}") from None
+    for section, content in values.items():
+        if section not in Settings.model_fields or not isinstance(content, dict):
+            allowed = ", ".join(f"[{name}]" for name in Settings.model_fields)
+            raise SettingsError(f"{section}: unknown setting in {file}; allowed are the tables {allowed}")
+    return values
+
+
+def _refuse_unknown_variables() -> None:
+    known = set(variable_names().values())
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and name not in known and not name.startswith(_COMMAND_PREFIXES):
+            raise SettingsError(
+                f"{name}: unknown setting in the environment; see docs/configuration.md for those there are"
+            )
+
+
+def _explain(fault: Any) -> str:
+    location = fault["loc"]
+    name = ".".join(str(part) for part in location)
+    variable = f" ({variable_names()[name]})" if name in variable_names() else ""
+    if fault["type"] == "extra_forbidden":
+        section = Settings.model_fields.get(str(location[0]))
+        allowed = ", ".join(_fields(section.annotation)) if section else ", ".join(Settings.model_fields)
+        return f"{name}: unknown setting; allowed are {allowed}"
+    value = "(hidden)" if "token" in name else repr(fault["input"])
+    return f"{name}{variable}: {value} is not allowed: {fault['msg']}"

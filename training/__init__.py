@@ -1,0 +1,1 @@
+"""Torch: the NoteLLM module that export and training share."""
