@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from threading import Event
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from tenacity import (
     RetryCallState,
@@ -13,7 +13,8 @@ from tenacity import (
     retry_if_exception_type,
     sleep_using_event,
     stop_when_event_set,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from consumers.errors import SinkUnavailable, Stopped
@@ -28,7 +29,7 @@ def until_available(call: Callable[[], T], *, stop: Event, longest_wait_s: float
     """Call until it raises no :class:`SinkUnavailable`. Raises :class:`Stopped` once ``stop`` is set."""
     retrying = Retrying(
         retry=retry_if_exception_type(SinkUnavailable),
-        wait=wait_exponential_jitter(initial=0.1, max=longest_wait_s, jitter=0.1),
+        wait=wait_exponential(multiplier=0.1, max=longest_wait_s) + wait_random(0, min(0.1, longest_wait_s)),
         stop=stop_when_event_set(stop),
         sleep=sleep_using_event(stop),
         before_sleep=_say,
@@ -42,7 +43,7 @@ def _say(state: RetryCallState) -> None:
         log.warning("waiting for Milvus (try %d): %s", state.attempt_number, _error(state))
 
 
-def _stopped(state: RetryCallState) -> T:
+def _stopped(state: RetryCallState) -> NoReturn:
     raise Stopped(f"stopped while waiting for Milvus: {_error(state)}")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from prometheus_client import Counter
 
+from consumers.errors import UpdaterError
 from consumers.kafka_source import client_properties
 from consumers.protocols import Record
 from notellm.dead_letter import VALUE_OMITTED, dead_letter_headers
@@ -20,21 +22,43 @@ log = logging.getLogger(__name__)
 
 DEAD_LETTERS = Counter("notellm_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True)
+class _Letter:
+    key: bytes | None
+    value: bytes | None
+    theirs: Headers
+    ours: Headers
+    delivered: Callable[[], None]
+
+    def smaller(self) -> _Letter | None:
+        """Without its value; where that was not enough, without all that strangers wrote; then there is no less."""
+        if self.value is not None:
+            return replace(self, value=None, ours=(*self.ours, (VALUE_OMITTED, str(len(self.value)).encode())))
+        if self.key is not None or self.theirs:
+            return replace(self, key=None, theirs=())
+        return None
+
 
 class KafkaDeadLetters:
-    """See :class:`consumers.protocols.DeadLetters`. Waits for the brokers without end: a dead letter is never dropped."""
+    """See :class:`consumers.protocols.DeadLetters`. Waits for the brokers without end: no dead letter is dropped."""
 
     def __init__(self, settings: KafkaSettings, model_version: str) -> None:
         self._topic = settings.dead_letter_topic
         self._model_version = model_version
+        self._again: deque[_Letter] = deque()
         self._producer = Producer(
             {
+                # The broker knows its topic's limit better than we do; whoever knows it too may lower this.
+                "message.max.bytes": 100_000_000,
                 **client_properties(settings),
                 "partitioner": "murmur2_random",
                 "acks": "all",
                 "message.timeout.ms": 0,
-                # The broker knows its topic's limit better than we do.
-                "message.max.bytes": 100_000_000,
+                # A broker holds its limit against a whole batch: one letter too large would take its neighbours along.
+                "batch.num.messages": 1,
             },
             logger=logging.getLogger("consumers.librdkafka"),
         )
@@ -42,7 +66,7 @@ class KafkaDeadLetters:
     def send(self, record: Record, *, stage: str, reason: str, error: Exception, delivered: Callable[[], None]) -> None:
         DEAD_LETTERS.labels(reason).inc()
         log.warning("dead letter: %s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
-        added = dead_letter_headers(
+        ours = dead_letter_headers(
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
@@ -51,34 +75,39 @@ class KafkaDeadLetters:
             error=error,
             model_version=self._model_version,
         )
-        self._produce(record, record.value, [*record.headers, *added], delivered)
+        self._produce(_Letter(record.key, record.value, record.headers, tuple(ours), delivered))
 
     def poll(self) -> None:
+        for _ in range(len(self._again)):
+            self._produce(self._again.popleft())
         self._producer.poll(0)
 
-    def _produce(
-        self, record: Record, value: bytes | None, headers: list[tuple[str, Any]], delivered: Callable[[], None]
-    ) -> None:
+    def _produce(self, letter: _Letter) -> None:
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             del message
             if error is None:
-                delivered()
-            elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE and value is not None:
-                self._produce_without_value(record, headers, delivered)
+                letter.delivered()
             else:
-                log.warning("dead letter could not be delivered, trying again: %s", error.str())
-                self._produce(record, value, headers, delivered)
+                self._recover(letter, error)
 
         try:
-            self._producer.produce(self._topic, key=record.key, value=value, headers=headers, on_delivery=on_delivery)
+            self._producer.produce(
+                self._topic,
+                key=letter.key,
+                value=letter.value,
+                headers=[*letter.theirs, *letter.ours],
+                on_delivery=on_delivery,
+            )
+        except BufferError:
+            self._again.append(letter)  # the client's own queue is full
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE or value is None:
-                raise
-            self._produce_without_value(record, headers, delivered)
+            self._recover(letter, error.args[0])
 
-    def _produce_without_value(
-        self, record: Record, headers: list[tuple[str, Any]], delivered: Callable[[], None]
-    ) -> None:
-        """A record that is too large for the dead-letter topic never blocks its partition: its value stays behind."""
-        size = str(len(record.value or b"")).encode()
-        self._produce(record, None, [*headers, (VALUE_OMITTED, size)], delivered)
+    def _recover(self, letter: _Letter, error: KafkaError) -> None:
+        """A letter that is too large never blocks its partition; all else is tried again at the next poll."""
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - that is its public name
+            raise UpdaterError(f"dead letters cannot be written any more: {error.str()}")
+        smaller = letter.smaller() if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else None
+        if smaller is None:
+            log.warning("dead letter could not be delivered, trying again: %s", error.str())
+        self._again.append(smaller or letter)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from queue import Empty, Full, Queue
-from threading import Event
+from dataclasses import dataclass, replace
+from queue import Empty, Queue
+from threading import Event, Lock
 
 import numpy as np
 from prometheus_client import Counter, Histogram
 
 from consumers.backoff import until_available
 from consumers.changes import Change, Outcome, Report, by_key
-from consumers.errors import Stopped
 from consumers.protocols import DeadLetters, Encoder, Floats, Row, Sink, StoredRow
 from notellm.encoder import Tags
 from notellm.errors import NoteRefused
@@ -60,8 +59,11 @@ class EncodeStage:
         report: Report,
         stop: Event,
     ) -> None:
-        self.inbox: Queue[Change] = Queue()  # bounded by the poller, which pauses its partitions
-        self.outbox: Queue[list[Write]] = Queue(maxsize=8)
+        # Both are bounded by the poller, which pauses its partitions. A bound on the outbox would let this thread wait
+        # for the writer with the model in its hands, while the writer waits for the model in settle().
+        self.inbox: Queue[Change] = Queue()
+        self.outbox: Queue[list[Write]] = Queue()
+        self._model = Lock()
         self._encoder = encoder
         self._sink = sink
         self._dead_letters = dead_letters
@@ -78,10 +80,10 @@ class EncodeStage:
                 self._encode(by_key(taken), self._put)
 
     def settle(self, versions: list[Change]) -> list[Write]:
-        """What to write for one note, whose newest version may have been refused and taken off the list."""
+        """What to write for one note, whose newest version was refused and taken off. The writer's thread calls it."""
         writes: list[Write] = []
         self._encode({versions[-1].note_id: versions}, writes.extend)
-        return [write for write in writes if write.final]
+        return [replace(write, first=True) for write in writes if write.final]
 
     def _take(self) -> list[Change]:
         taken: list[Change] = []
@@ -91,27 +93,25 @@ class EncodeStage:
                 taken.append(self.inbox.get_nowait())
         except Empty:
             pass
-        kept = [change for change in taken if not change.lease.draining]
+        kept: list[Change] = []
         for change in taken:
+            # Asked once per change: the poller may set it at any moment, and a change is either begun or abandoned.
             if change.lease.draining:
                 self._report(Outcome(change.lease, change.record.offset, safe=False))
+            else:
+                kept.append(change)
         return kept
 
     def _put(self, writes: list[Write]) -> None:
-        while writes:
-            try:
-                self.outbox.put(writes, timeout=0.1)
-            except Full:
-                if self._stop.is_set():
-                    raise Stopped("stopped while the writer was busy") from None
-            else:
-                return
+        if writes:
+            self.outbox.put(writes)
 
     def _encode(self, pending: dict[str, list[Change]], put: Callable[[list[Write]], None]) -> None:
-        """Make the writes for every note in ``pending``; a version that the model refuses gives way to the one before."""
+        """Make the writes for every note in ``pending``; a version that is refused gives way to the one before it."""
         while pending:
             put([Write(pending.pop(note_id), None) for note_id in _deletions(pending)])
-            prompts = {note_id: self._encoder.prompt(_note(versions[-1])) for note_id, versions in pending.items()}
+            with self._model:
+                prompts = {note_id: self._encoder.prompt(_note(versions[-1])) for note_id, versions in pending.items()}
             stored = self._stored(list(pending))
             reused = [
                 Write(pending.pop(note_id), self._reuse(versions[-1], prompts[note_id], stored[note_id]))
@@ -144,7 +144,7 @@ class EncodeStage:
         note_ids = list(pending)
         done: set[str] = set()
         try:
-            with ENCODE_SECONDS.time():
+            with self._model, ENCODE_SECONDS.time():
                 for batch in self._encoder.stream([prompts[note_id] for note_id in note_ids]):
                     _refuse_what_is_not_finite(batch.indices, batch.embeddings)
                     if batch.tags is None and not self._settings.vectors_first:
@@ -224,7 +224,6 @@ def _note(change: Change) -> Note:
 
 def _refuse_what_is_not_finite(indices: Iterable[int], embeddings: Floats) -> None:
     """Milvus Lite takes NaN without a word, and such a row can never be found."""
-    finite = np.isfinite(embeddings).all(axis=1)
-    for place, index in enumerate(indices):
-        if not finite[place]:
+    for embedding, index in zip(embeddings, indices, strict=True):
+        if not np.isfinite(embedding).all():
             raise NoteRefused(index, "the model's embedding is not finite")

@@ -156,7 +156,7 @@ class MemoryDeadLetters:
 
 
 class HashEncoder:
-    """A model whose embedding is drawn from a hash of the prompt's text: deterministic, and different for other text."""
+    """A model whose embedding is drawn from a hash of the prompt's text: deterministic, other for other text."""
 
     def __init__(
         self, *, embedding_dim: int = 8, model_version: str = "0123456789abcdef", seconds_per_note: float = 0.0

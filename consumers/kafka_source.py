@@ -140,10 +140,15 @@ class KafkaSource:
     def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
         if not partitions:
             return []
-        starts = self._consumer.committed(partitions, timeout=_BROKER_SECONDS)
+        try:
+            starts = self._consumer.committed(partitions, timeout=_BROKER_SECONDS)
+        except KafkaException as error:
+            raise UpdaterError(f"the group's offsets cannot be read: {error.args[0].str()}") from None
         for start in starts:
             if start.error is not None:
-                raise KafkaException(start.error)
+                raise UpdaterError(
+                    f"{start.topic}[{start.partition}]: the group's offset cannot be read: {start.error.str()}"
+                )
             if start.offset == OFFSET_INVALID:
                 start.offset = OFFSET_BEGINNING
         return list(starts)
@@ -200,7 +205,7 @@ def _record(message: Message) -> Record:
 
 def _say_failed_commit(error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
     if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
-        log.warning("commit failed, it is repeated with the next one: %s", error.str())
+        log.warning("commit failed, the next one of these partitions stands for it: %s", error.str())
     for partition in partitions:
         if partition.error is not None:
             log.warning("commit of partition %d failed: %s", partition.partition, partition.error.str())

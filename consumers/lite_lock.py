@@ -14,7 +14,7 @@ from consumers.errors import SecondWriter
 
 __all__ = ["LiteLock"]
 
-_LOOPBACK = {"localhost", "127.0.0.1", "::1", "[::1]"}
+_LOOPBACK = {"localhost", "127.0.0.1", "0.0.0.0", "::1"}  # noqa: S104 - nothing is bound
 
 
 class LiteLock:
@@ -39,8 +39,8 @@ class LiteLock:
             holder = stream.read().strip() or "unknown"
             stream.close()
             raise SecondWriter(
-                f"milvus.uri: {self._uri} is a Milvus Lite server, which takes one writer, and the updater with process "
-                f"id {holder} writes to it; stop that one, or use a Milvus server"
+                f"milvus.uri: {self._uri} is a Milvus Lite server, which takes one writer, and the updater with "
+                f"process id {holder} writes to it; stop that one, or use a Milvus server"
             ) from None
         stream.truncate(0)
         stream.write(str(os.getpid()))

@@ -6,7 +6,9 @@ import json
 import uuid
 from dataclasses import dataclass
 
+import numpy as np
 from pymilvus import DataType, MilvusClient, MilvusException
+from pymilvus.milvus_client import IndexParams
 
 from consumers.errors import CollectionMismatch, RowRefused, UpdaterError
 from consumers.milvus_connection import COLLECTION_NOT_FOUND, milvus_errors
@@ -14,7 +16,7 @@ from consumers.protocols import Row
 from notellm.messages import LIMITS
 from notellm.settings import MilvusSettings
 
-__all__ = ["Collection", "collection_name", "id_filter", "live_collection", "prepare_collection"]
+__all__ = ["Collection", "collection_name", "id_filter", "inspect_collection", "live_collection", "prepare_collection"]
 
 _BYTES_PER_CHARACTER = 4  # Milvus counts a VARCHAR's limit in bytes of UTF-8
 _MODEL_VERSION = "notellm.model_version"
@@ -59,9 +61,23 @@ def prepare_collection(
             _create(client, settings, name, model_version, embedding_dim)
         description = client.describe_collection(name)
         fill = _check(description, name, model_version, embedding_dim)
+        if not client.list_indexes(name, "embedding"):  # its creator died before it had one
+            client.create_index(name, _index(client, settings))
         client.load_collection(name)
         _ensure_alias(client, settings, name)
     return Collection(name, fill, created)
+
+
+def inspect_collection(
+    client: MilvusClient, settings: MilvusSettings, model_version: str, embedding_dim: int
+) -> Collection | None:
+    """The collection as it is, checked and left alone; None where there is none. Raises :class:`CollectionMismatch`."""
+    name = collection_name(settings, model_version)
+    with milvus_errors():
+        if not client.has_collection(name):
+            return None
+        fill = _check(client.describe_collection(name), name, model_version, embedding_dim)
+    return Collection(name, fill, created=False)
 
 
 def live_collection(client: MilvusClient, settings: MilvusSettings) -> tuple[str, str] | None:
@@ -95,6 +111,8 @@ def check_row(row: Row) -> None:
         tags = getattr(row, field)
         if len(tags) > LIMITS.hashtags or any(len(tag) > LIMITS.hashtag for tag in tags):
             raise RowRefused(f"{field}: allowed are {LIMITS.hashtags} of {LIMITS.hashtag} characters")
+    if not np.isfinite(row.embedding).all():
+        raise RowRefused("embedding: holds a number that is not finite")
 
 
 def _create(client: MilvusClient, settings: MilvusSettings, name: str, model_version: str, embedding_dim: int) -> None:
@@ -114,6 +132,16 @@ def _create(client: MilvusClient, settings: MilvusSettings, name: str, model_ver
     for field in _INTS:
         schema.add_field(field, DataType.INT64)
     schema.add_field("attributes", DataType.JSON)
+    # Metadata goes into properties: Lite drops a collection's description.
+    properties = {_MODEL_VERSION: model_version, _FILL: uuid.uuid4().hex[:8]}
+    try:
+        client.create_collection(name, schema=schema, index_params=_index(client, settings), properties=properties)
+    except MilvusException:
+        if not client.has_collection(name):  # else another updater created it a moment ago
+            raise
+
+
+def _index(client: MilvusClient, settings: MilvusSettings) -> IndexParams:
     index = client.prepare_index_params()
     index.add_index(
         "embedding",
@@ -121,13 +149,7 @@ def _create(client: MilvusClient, settings: MilvusSettings, name: str, model_ver
         metric_type="COSINE",
         params={"M": settings.hnsw_m, "efConstruction": settings.hnsw_ef_construction},
     )
-    # Metadata goes into properties: Lite drops a collection's description.
-    properties = {_MODEL_VERSION: model_version, _FILL: uuid.uuid4().hex[:8]}
-    try:
-        client.create_collection(name, schema=schema, index_params=index, properties=properties)
-    except MilvusException:
-        if not client.has_collection(name):  # else another updater created it a moment ago
-            raise
+    return index
 
 
 def _check(description: dict[str, object], name: str, model_version: str, embedding_dim: int) -> str:
@@ -160,7 +182,10 @@ def _ensure_alias(client: MilvusClient, settings: MilvusSettings, name: str) -> 
             raise UpdaterError(
                 f"milvus.alias: {settings.alias!r} is the name of a collection; rename that, or choose another alias"
             ) from None
-        client.create_alias(name, settings.alias)
+        try:
+            client.create_alias(name, settings.alias)
+        except MilvusException:
+            client.describe_alias(settings.alias)  # raises, unless another updater created it a moment ago
 
 
 def _is_absent(error: MilvusException) -> bool:

@@ -13,14 +13,14 @@ from pymilvus.exceptions import DataNotMatchException, ParamError
 from consumers.errors import RowRefused, SinkUnavailable, UpdaterError
 from notellm.settings import MilvusSettings
 
-__all__ = ["COLLECTION_NOT_FOUND", "connect", "is_lite", "milvus_errors"]
+__all__ = ["COLLECTION_NOT_FOUND", "COLLECTION_NOT_LOADED", "connect", "is_lite", "milvus_errors"]
 
 # pymilvus logs every failed call with its whole traceback; what matters of it is in the exception.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 
 COLLECTION_NOT_FOUND = 100
+COLLECTION_NOT_LOADED = 101
 _DATABASE_NOT_FOUND = 800
-_UNAUTHENTICATED = {1400, 65535}
 # "This row is wrong": 1100 invalid parameter on a server, 6 on Milvus Lite. All else may pass: try again.
 _ROW_CODES = {6, 1100}
 
@@ -37,7 +37,7 @@ def connect(settings: MilvusSettings) -> MilvusClient:
             grpc_options={"grpc.use_local_subchannel_pool": 1},
         )
     except MilvusException as error:
-        if error.code == _DATABASE_NOT_FOUND or "database not found" in str(error):
+        if _is_without_database(error):
             raise UpdaterError(
                 f"milvus.database: {settings.database!r} is not on {settings.uri}; create it first"
             ) from None
@@ -54,6 +54,8 @@ def milvus_errors() -> Iterator[None]:
     except (DataNotMatchException, ParamError) as error:
         raise RowRefused(_text(error)) from error
     except MilvusException as error:
+        if _is_without_database(error):
+            raise UpdaterError(f"milvus.database: {_text(error)}; create it first") from error
         if error.code in _ROW_CODES:
             raise RowRefused(_text(error)) from error
         if error.code == COLLECTION_NOT_FOUND:
@@ -66,6 +68,11 @@ def milvus_errors() -> Iterator[None]:
 def is_lite(client: MilvusClient) -> bool:
     """True for Milvus Lite, which takes one writer only."""
     return str(client.get_server_version()).startswith("milvus_lite")
+
+
+def _is_without_database(error: MilvusException) -> bool:
+    """By its text on Milvus Lite, which has no code of its own for it; and no row is to blame."""
+    return error.code == _DATABASE_NOT_FOUND or _text(error).startswith("database ")
 
 
 def _text(error: MilvusException) -> str:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from pymilvus import MilvusClient
+from pymilvus import MilvusClient, MilvusException
 
 from consumers.milvus_collection import check_row, id_filter
-from consumers.milvus_connection import milvus_errors
+from consumers.milvus_connection import COLLECTION_NOT_LOADED, milvus_errors
 from consumers.protocols import Row, StoredRow
 
 __all__ = ["MilvusSink"]
@@ -28,12 +28,7 @@ class MilvusSink:
 
     def stored(self, note_ids: Sequence[str]) -> Mapping[str, StoredRow]:
         with milvus_errors():
-            found = self._client.query(
-                self._collection,
-                filter=id_filter(list(note_ids)),
-                output_fields=_REUSED_FIELDS,
-                timeout=self._timeout_s,
-            )
+            found = self._query(id_filter(list(note_ids)))
         return {
             str(row["note_id"]): StoredRow(
                 text_hash=str(row["text_hash"]),
@@ -54,6 +49,20 @@ class MilvusSink:
         with milvus_errors():
             # Never delete(ids=...): pymilvus puts ids into its filter unescaped.
             self._client.delete(self._collection, filter=id_filter(list(note_ids)), timeout=self._timeout_s)
+
+    def _query(self, expression: str) -> Any:
+        try:
+            return self._client.query(
+                self._collection, filter=expression, output_fields=_REUSED_FIELDS, timeout=self._timeout_s
+            )
+        except MilvusException as error:
+            if error.code != COLLECTION_NOT_LOADED:
+                raise
+        # A Milvus Lite that was started again has its collections, but has loaded none; its readers wait for this too.
+        self._client.load_collection(self._collection, timeout=self._timeout_s)
+        return self._client.query(
+            self._collection, filter=expression, output_fields=_REUSED_FIELDS, timeout=self._timeout_s
+        )
 
 
 def _fields(row: Row) -> dict[str, Any]:

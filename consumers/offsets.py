@@ -15,9 +15,9 @@ class OffsetTracker:
     """One assignment of one partition. Not thread-safe: the poller owns it."""
 
     def __init__(self) -> None:
-        self._delivered: deque[int] = deque()
-        self._acknowledged: set[int] = set()
-        self._abandoned: set[int] = set()
+        self._delivered: deque[int] = deque()  # from the first that is open on
+        self._open: set[int] = set()
+        self._abandoned: set[int] = set()  # some of the open ones
         self._highest = -1
         self._position: int | None = None
 
@@ -26,23 +26,21 @@ class OffsetTracker:
         if offset <= self._highest:
             return False
         self._delivered.append(offset)
+        self._open.add(offset)
         self._highest = offset
         return True
 
     def acknowledge(self, offset: int) -> None:
         """The record is safe: in Milvus, or a flushed dead letter. In any order, more than once does no harm."""
-        if not self._delivered or offset < self._delivered[0] or offset > self._highest:
-            return
-        self._acknowledged.add(offset)
-        while self._delivered and self._delivered[0] in self._acknowledged:
-            done = self._delivered.popleft()
-            self._acknowledged.discard(done)
-            self._abandoned.discard(done)
-            self._position = done + 1
+        self._open.discard(offset)
+        self._abandoned.discard(offset)
+        while self._delivered and self._delivered[0] not in self._open:
+            self._position = self._delivered.popleft() + 1
 
     def abandon(self, offset: int) -> None:
         """Nobody will work on the record any more: it stays unacknowledged, but there is nothing to wait for."""
-        self._abandoned.add(offset)
+        if offset in self._open:
+            self._abandoned.add(offset)
 
     @property
     def position(self) -> int | None:
@@ -52,9 +50,9 @@ class OffsetTracker:
     @property
     def unacknowledged(self) -> int:
         """Records delivered and not safe yet."""
-        return len(self._delivered) - len(self._acknowledged)
+        return len(self._open)
 
     @property
     def in_flight(self) -> int:
         """Records that somebody still works on."""
-        return self.unacknowledged - len(self._abandoned - self._acknowledged)
+        return len(self._open) - len(self._abandoned)

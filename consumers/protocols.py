@@ -33,7 +33,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the collection; the fields of DESIGN's schema. ``text_hash`` is empty while its tags are not written."""
+    """One row of the collection; its fields are DESIGN's. ``text_hash`` is empty while its tags are not written."""
 
     note_id: str
     embedding: Floats
@@ -62,7 +62,7 @@ class StoredRow:
 
 
 class Encoder(Protocol):
-    """The model. One thread calls it. :class:`notellm.encoder.NoteEncoder` is one."""
+    """The model. One thread at a time calls it. :class:`notellm.encoder.NoteEncoder` is one."""
 
     @property
     def model_version(self) -> str: ...

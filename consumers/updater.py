@@ -49,7 +49,7 @@ class _Assignment:
 
 
 class Updater:
-    """Reads notes, encodes them, writes them; commits what is safe. :meth:`run` blocks until :meth:`stop` or an error."""
+    """Reads, encodes and writes notes; commits what is safe. :meth:`run` blocks until :meth:`stop` or an error."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Updater:
         self._asked_to_stop = Event()
         self._stages_stop = Event()
         self._paused = False
+        self._said_misplaced = False
         self._last_commit = time.monotonic()
         self._encode_stage = EncodeStage(
             encoder, sink, dead_letters, settings,
@@ -100,10 +101,12 @@ class Updater:
             while not self._asked_to_stop.is_set() and self._failure is None:
                 self._turn()
         finally:
-            self._source.close()
-            self._stages_stop.set()
-            for stage in stages:
-                stage.join(timeout=self._settings.drain_timeout_s)
+            try:
+                self._source.close()
+            finally:
+                self._stages_stop.set()
+                for stage in stages:
+                    stage.join(timeout=self._settings.drain_timeout_s)
         if self._failure is not None:
             raise self._failure
 
@@ -149,7 +152,8 @@ class Updater:
             return
         expected = murmur2_partition(record.key, self._topic_partitions)
         if expected != record.partition:
-            if not MISPLACED._value.get():  # noqa: SLF001 - say it once, count it always
+            if not self._said_misplaced:  # say it once, count it always
+                self._said_misplaced = True
                 log.warning(
                     "key %r is on partition %d, murmur2 puts it on %d: a key on two partitions has no order; "
                     "every writer of %s must partition with murmur2 (kcat: -X partitioner=murmur2_random)",
@@ -185,23 +189,20 @@ class Updater:
 
     def _commit(self) -> None:
         self._last_commit = time.monotonic()
-        positions = self._positions(self._assignments)
+        positions = {
+            partition: position
+            for partition, position in self._positions(self._assignments).items()
+            if position != self._assignments[partition].committed
+        }
         if positions:
             self._source.commit(positions)
             for partition, position in positions.items():
                 self._assignments[partition].committed = position
 
     def _positions(self, partitions: Iterable[int]) -> dict[int, int]:
-        """Of each partition, the offset to commit, where it has moved since the last commit."""
-        found: dict[int, int] = {}
-        for partition in partitions:
-            assignment = self._assignments.get(partition)
-            if assignment is None:
-                continue
-            position = assignment.offsets.position
-            if position is not None and position != assignment.committed:
-                found[partition] = position
-        return found
+        """Of each partition, the offset to commit, where there is one."""
+        positions = {partition: self._assignments[partition].offsets.position for partition in partitions}
+        return {partition: position for partition, position in positions.items() if position is not None}
 
     def assigned(self, partitions: Iterable[int]) -> None:
         """See :class:`SourceEvents`."""
@@ -222,6 +223,7 @@ class Updater:
             self._absorb(wait_s=0.05)
             self._dead_letters.poll()
         self._absorb()
+        # All of them, moved or not: one of the commits that nobody waited for may have failed.
         positions = self._positions(going)
         self.lost(going)
         return positions

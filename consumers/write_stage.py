@@ -73,28 +73,28 @@ class WriteStage:
             self._write(writes)
 
     def _write(self, writes: list[Write]) -> None:
-        upserts = [write for write in writes if write.row is not None]
-        deletions = [write for write in writes if write.row is None]
-        if upserts:
-            self._upsert(upserts)
-        if deletions:
-            self._repeat(deletions, lambda alive: self._sink.delete([write.newest.note_id for write in alive]))
-            self._done(deletions, "delete")
+        # A list of what is left and no recursion: a key with a thousand refused versions is no reason to fall over.
+        left = [writes]
+        while left:
+            group = left.pop()
+            self._delete([write for write in group if write.row is None])
+            upserts = [write for write in group if write.row is not None]
+            try:
+                self._upsert(upserts)
+            except RowRefused as error:
+                if len(upserts) > 1:
+                    middle = len(upserts) // 2
+                    left += [upserts[middle:], upserts[:middle]]
+                else:
+                    left.append(self._refuse(upserts[0], error))
 
     def _upsert(self, writes: list[Write]) -> None:
-        try:
-            self._repeat(
-                writes, lambda alive: self._sink.upsert([write.row for write in alive if write.row is not None])
-            )
-        except RowRefused as error:
-            if len(writes) > 1:
-                middle = len(writes) // 2
-                self._upsert(writes[:middle])
-                self._upsert(writes[middle:])
-            else:
-                self._refuse(writes[0], error)
-        else:
-            self._done(writes, "upsert")
+        self._repeat(writes, lambda alive: self._sink.upsert([write.row for write in alive if write.row is not None]))
+        self._done(writes, "upsert")
+
+    def _delete(self, writes: list[Write]) -> None:
+        self._repeat(writes, lambda alive: self._sink.delete([write.newest.note_id for write in alive]))
+        self._done(writes, "delete")
 
     def _repeat(self, writes: list[Write], call: Callable[[list[Write]], None]) -> None:
         def attempt() -> None:
@@ -103,30 +103,33 @@ class WriteStage:
             if alive:
                 call(alive)
 
+        if not writes:
+            return
         with WRITE_SECONDS.time():
             until_available(attempt, stop=self._stop, longest_wait_s=self._settings.retry_max_s)
 
     def _done(self, writes: list[Write], operation: str) -> None:
         now_ms = time.time() * 1000
         for write in writes:
-            newest = write.newest
-            if write.first and write.row is not None:
-                freshness_ms = max(now_ms - newest.record.timestamp_ms, 0.0)
+            ours = not write.newest.lease.over  # else it was left to the next owner
+            if ours and write.first and write.row is not None:
+                freshness_ms = max(now_ms - write.newest.record.timestamp_ms, 0.0)
                 FRESHNESS_SECONDS.observe(freshness_ms / 1000)
                 if self._observer:
-                    self._observer.searchable(newest, freshness_ms)
+                    self._observer.searchable(write.newest, freshness_ms)
             if not write.final:
                 continue
-            WRITTEN.labels(operation).inc()
+            if ours:
+                WRITTEN.labels(operation).inc()
             for change in write.versions:
                 self._report(Outcome(change.lease, change.record.offset, safe=True))
-                if self._observer:
+                if ours and self._observer:
                     self._observer.settled(change)
 
-    def _refuse(self, write: Write, error: RowRefused) -> None:
-        """The newest version becomes a dead letter, and the one before it, if the batch held one, is written instead."""
+    def _refuse(self, write: Write, error: RowRefused) -> list[Write]:
+        """The newest version becomes a dead letter; the answer is what to write of the one before it."""
         if not write.final:
-            return  # its final write comes next, and decides
+            return []  # its final write comes next, and decides
         refused = write.newest
         log.warning("Milvus refuses note %r at offset %d: %s", refused.note_id, refused.record.offset, error)
         self._dead_letters.send(
@@ -136,5 +139,4 @@ class WriteStage:
             error=error,
             delivered=lambda: self._report(Outcome(refused.lease, refused.record.offset, safe=True)),
         )
-        if len(write.versions) > 1:
-            self._write(self._settle(write.versions[:-1]))
+        return self._settle(write.versions[:-1]) if len(write.versions) > 1 else []

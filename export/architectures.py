@@ -11,12 +11,23 @@ __all__ = ["ARCHITECTURES", "Architecture", "architecture_of"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names by which a Hugging Face text config of this family gives the numbers that a bundle needs."""
+    """Names by which a Hugging Face text config of this family gives the numbers that a bundle needs.
+
+    ``decisive``: what of the config changes the result while every tensor stays the same.
+    """
 
     name: str
     layers: str = "num_hidden_layers"
     kv_heads: str = "num_key_value_heads"
     max_positions: str = "max_position_embeddings"
+    decisive: tuple[str, ...] = (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "rms_norm_eps",
+        "rope_parameters",
+    )
 
 
 ARCHITECTURES = {

@@ -6,10 +6,14 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+import onnx
+import onnxruntime
+import tokenizers
+import torch
+import transformers
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, load_checkpoint
@@ -30,13 +34,14 @@ from notellm.bundle import (
     bundle_id,
     describe_files,
 )
+from notellm.encoder import plan_answers
 from notellm.graph_session import GraphSession
 from notellm.prompt import PromptBuilder, PromptLimits, Template
 
 __all__ = ["ExportPlan", "build_bundle"]
 
 Step = Callable[[str], AbstractContextManager[object]]
-_PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers")
+_PACKAGES = (torch, transformers, onnx, onnxruntime, tokenizers)
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,10 @@ def build_bundle(plan: ExportPlan, *, step: Step, say: Callable[[str], None]) ->
     """Run an export. ``step`` wraps each long stage (a spinner, say), ``say`` prints a line.
 
     The bundle is made in a hidden folder beside ``plan.out`` and renamed at the end: nothing half-made is ever at
-    ``plan.out``. Raises :class:`ExportError`, or :class:`ParityError` with the report.
+    ``plan.out``. Raises :class:`ExportError`, :class:`ParityError` with the report, or
+    :class:`BundleError` for what the encoder would refuse.
     """
-    if plan.out.exists() and not plan.replace:
-        raise ExportError(f"--out {plan.out}: already there; give --force to replace it")
+    _check_out(plan.out, replace=plan.replace)
     with step("loading the checkpoint"):
         checkpoint = load_checkpoint(plan.source)
     if not checkpoint.model.has_projection:
@@ -67,16 +72,32 @@ def build_bundle(plan: ExportPlan, *, step: Step, say: Callable[[str], None]) ->
     _state_needs(checkpoint, plan.out, say)
     work = _work_folder(plan.out)
     try:
+        checkpoint.tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
+        draft = _draft(plan, checkpoint, work)
+        prompts = PromptBuilder(
+            Tokenizer.from_file(str(work / TOKENIZER)), draft.template, draft.prompt_limits, draft.token_ids
+        )
+        # The encoder does the same when it loads a bundle: better to hear of it before minutes of tracing.
+        plan_answers(draft, prompts)
         with step("tracing the graph (minutes for a real model)"):
             write_onnx(checkpoint.model, work / MODEL)
-        checkpoint.tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
         with step("proving parity with torch"):
-            manifest = _prove(plan, checkpoint, _draft(plan, checkpoint, work), work)
+            manifest = _prove(checkpoint, draft, prompts, work)
         (work / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         _move_into_place(work, plan.out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _check_out(out: Path, *, replace: bool) -> None:
+    if not out.exists():
+        return
+    if not replace:
+        raise ExportError(f"--out {out}: already there; give --force to replace it")
+    if not (out / MANIFEST).is_file():
+        # What is replaced is deleted: a mistyped --out must not cost somebody a folder.
+        raise ExportError(f"--out {out}: is not a bundle (it holds no {MANIFEST}); --force replaces only bundles")
 
 
 def _state_needs(checkpoint: Checkpoint, out: Path, say: Callable[[str], None]) -> None:
@@ -112,6 +133,8 @@ def _draft(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
             prompt_limits=plan.prompt_limits,
             tag_limits=plan.tag_limits,
             categories=plan.categories,
+            token_ids=checkpoint.token_ids,
+            settings={name: getattr(config, name, None) for name in names.decisive},
         ),
         bundle_id="",
         base_model=checkpoint.name,
@@ -133,16 +156,13 @@ def _draft(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
         capabilities=Capabilities(),
         parity=ParityReport("none", []),
         files={},
-        made_with={package: version(package) for package in _PACKAGES},
+        made_with={package.__name__: str(package.__version__) for package in _PACKAGES},
     )
 
 
-def _prove(plan: ExportPlan, checkpoint: Checkpoint, draft: Manifest, work: Path) -> Manifest:
+def _prove(checkpoint: Checkpoint, draft: Manifest, prompts: PromptBuilder, work: Path) -> Manifest:
     """Run the files that were written, not what is in memory. Raises :class:`ParityError`."""
     session = GraphSession(Bundle(work, draft), "cpu", threads=0)
-    prompts = PromptBuilder(
-        Tokenizer.from_file(str(work / TOKENIZER)), draft.template, draft.prompt_limits, draft.token_ids
-    )
     report = check_parity(checkpoint.model, session, prompts, session.provider)
     if not report.passed:
         raise ParityError(report)

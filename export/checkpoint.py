@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -58,11 +59,13 @@ def load_checkpoint(source: str) -> Checkpoint:
     transformers_logging.set_verbosity_error()
     if source == SMOLLM2:
         name, base, tokenizer = SMOLLM2, *_load_smollm2()
+        projection = None
     else:
         name, base, tokenizer = Path(source).name if Path(source).is_dir() else source, *_load_hugging_face(source)
+        projection = _load_projection(Path(source), base)
     architecture = architecture_of(base.config.model_type)
     emb = add_emb_token(base, tokenizer)
-    model = NoteLLM(base, _load_projection(Path(source), base)).eval()
+    model = NoteLLM(base, projection).eval()
     return Checkpoint(name, model, tokenizer, architecture, _token_ids(base, tokenizer, emb))
 
 
@@ -82,13 +85,22 @@ def _load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def _load_hugging_face(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ExportError(f"model {source!r}: there is no such directory")
     try:
-        architecture_of(AutoConfig.from_pretrained(source).model_type)
-        base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        # The raw config, as AutoConfig refuses a type that it does not know before we can say which ones we do.
+        config = PreTrainedConfig.get_config_dict(source)[0]
+        if "model_type" not in config:
+            raise ExportError(f"model {source!r}: has no config.json that names a model_type")
+        architecture_of(config["model_type"])
+        base, loading = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(f"model {source!r}: cannot be loaded as a Hugging Face directory or id: {reason}") from None
+    if missing := sorted(loading["missing_keys"]):
+        # transformers fills them with random numbers, and such a model would even pass the proof of parity.
+        raise ExportError(f"model {source!r}: its weights lack {missing[0]} ({len(missing)} in all); save it again")
     if not tokenizer.is_fast:
         raise ExportError(f"model {source!r}: its tokenizer has no tokenizer.json; convert it to a fast one first")
     return base, tokenizer
@@ -98,13 +110,17 @@ def _load_projection(folder: Path, base: PreTrainedModel) -> nn.Linear | None:
     file = folder / PROJECTION
     if not file.is_file():
         return None
-    tensors = load_file(file)
-    weight = tensors.get("weight")
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ExportError(f"{PROJECTION}: cannot be read: {error}") from None
     hidden = base.config.get_text_config().hidden_size
-    if weight is None or weight.ndim != 2 or weight.shape[1] != hidden or set(tensors) - {"weight", "bias"}:
-        found = json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()})
-        raise ExportError(f"{PROJECTION}: holds {found}; allowed are weight [D, {hidden}] and bias [D]")
-    projection = nn.Linear(hidden, weight.shape[0], bias="bias" in tensors)
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    size = found.get("weight", [0])[0]
+    allowed = {"weight": [size, hidden], "bias": [size]}
+    if size < 1 or any(allowed.get(name) != shape for name, shape in found.items()):
+        raise ExportError(f"{PROJECTION}: holds {json.dumps(found)}; allowed are weight [D, {hidden}] and bias [D]")
+    projection = nn.Linear(hidden, size, bias="bias" in tensors)
     projection.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return projection
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 import torch
 
 from notellm.bundle import TagLimits
-from notellm.prompt import PromptLimits, Template
+from notellm.prompt import PromptLimits, Template, TokenIds
 from training.model import NoteLLM
 
 __all__ = ["model_version"]
@@ -22,9 +23,12 @@ def model_version(
     prompt_limits: PromptLimits,
     tag_limits: TagLimits,
     categories: list[str],
+    token_ids: TokenIds,
+    settings: Mapping[str, object],
 ) -> str:
     """The same model exported twice, here or elsewhere, has the same version; any change of a row's maker has another.
 
+    ``settings`` is the part of the config that no tensor shows, such as the rotary base.
     Precision is not part of it: fp32 and fp16 of one model fill the same collection. (A precision below fp16 will be.)
     """
     digest = hashlib.sha256()
@@ -32,5 +36,6 @@ def model_version(
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
     digest.update(tokenizer_json)
-    digest.update(msgspec.json.encode([template, prompt_limits, tag_limits, categories]))
+    rest = [template, prompt_limits, tag_limits, categories, token_ids, settings]
+    digest.update(msgspec.json.encode(rest, order="sorted"))
     return digest.hexdigest()[:16]

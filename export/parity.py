@@ -28,7 +28,7 @@ DISTINCT_BOUND = 0.99
 
 Floats = NDArray[np.float32]
 
-_TEXTS = (
+_TEXTS: tuple[tuple[str, str, list[str]], ...] = (
     ("Two days in Kyoto", "Skip the bus, rent a bike. Nanzen-ji at 7 am was ours alone 🍁", ["kyoto", "autumn"]),
     ("", "sourdough no. 14 finally has ears", []),
     ("Marathon taper", "Week three of the taper and every staircase feels like a personal insult. " * 3, ["running"]),
@@ -88,18 +88,14 @@ def _distinct(embeddings: Floats, *, centred: bool) -> ParityRow:
     An untrained base's hidden states all lie in one narrow cone; what tells notes apart there is what is left after the
     mean is taken away.
     """
+    check = "largest cosine of ten notes" + (", centred" if centred else "")
     vectors = embeddings - embeddings.mean(axis=0) if centred else embeddings
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not norms.min() > 1e-6:
-        return ParityRow("largest cosine of ten notes", 1.0, DISTINCT_BOUND, False)
+        return ParityRow(check, 1.0, DISTINCT_BOUND, False)
     unit = vectors / norms
     largest = float((unit @ unit.T - 2 * np.eye(len(unit))).max())
-    return ParityRow(
-        "largest cosine of ten notes" + (", centred" if centred else ""),
-        largest,
-        DISTINCT_BOUND,
-        largest < DISTINCT_BOUND,
-    )
+    return ParityRow(check, largest, DISTINCT_BOUND, largest < DISTINCT_BOUND)
 
 
 @torch.no_grad()

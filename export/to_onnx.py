@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 if __package__ in (None, ""):
     # Run as a script, Python puts export/ first on its path, where our graph.py or checkpoint.py could shadow an
@@ -13,7 +17,9 @@ if __package__ in (None, ""):
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from notellm.bundle import ParityReport
 from notellm.errors import NoteLLMError
@@ -21,13 +27,6 @@ from notellm.prompt import PromptLimits, load_template
 
 __all__ = ["export"]
 
-_EXAMPLES = """
-Examples:
-
-  python export/to_onnx.py --model smollm2 --out build/bundle
-
-  python export/to_onnx.py --model ./my-llama --out bundles/mine --categories categories.txt --template zh
-"""
 _DEFAULT_CATEGORIES = Path(__file__).resolve().parent.parent / "notellm" / "templates" / "categories.txt"
 
 
@@ -56,44 +55,59 @@ def export(
         bool, typer.Option("--force", help="Replace a bundle that is there.", envvar="NOTELLM_EXPORT_FORCE")
     ] = False,
 ) -> None:
-    """Export a checkpoint to a bundle, and prove that the two are equal."""
+    """Export a checkpoint to a bundle, and prove that the two are equal.
+
+    \b
+    Examples:
+      python export/to_onnx.py --model smollm2 --out build/bundle
+      notellm export --model ./my-llama --out bundles/mine --template zh
+    """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     console = Console(stderr=True)
     try:
+        prompt_template = load_template(template)
+        names = read_categories(categories)
+    except NoteLLMError as error:
+        _fail(console, str(error))
+    try:
         # Imported here: torch takes seconds, and --help and the errors above need none of it.
-        from export.build import ExportPlan, build_bundle
-        from export.errors import ParityError
+        from export.build import ExportPlan, build_bundle  # noqa: PLC0415
+        from export.errors import ParityError  # noqa: PLC0415
     except ModuleNotFoundError as error:
         _fail(console, f"export needs {error.name}; install: pip install 'notellm[train,cpu]'")
     try:
         plan = ExportPlan(
             source=model,
             out=out,
-            template=load_template(template),
-            categories=read_categories(categories),
+            template=prompt_template,
+            categories=names,
             prompt_limits=PromptLimits(note=note_tokens),
             replace=force,
         )
-        manifest = build_bundle(plan, step=console.status, say=console.print)
+        manifest = build_bundle(plan, step=lambda what: _step(console, what), say=console.print)
     except ParityError as error:
         console.print(parity_table(error.report))
         _fail(console, str(error))
-    except NoteLLMError as error:
+    except (NoteLLMError, OSError) as error:
         _fail(console, str(error))
     console.print(parity_table(manifest.parity))
     console.print(
-        f"[green]{out}[/]: model_version {manifest.model_version}, {manifest.embedding_dim} dimensions, "
+        f"[green]{escape(str(out))}[/]: model_version {manifest.model_version}, {manifest.embedding_dim} dimensions, "
         f"{len(manifest.categories)} categories, {sum(f.bytes for f in manifest.files.values()) / 1e6:.0f} MB"
     )
 
 
 def read_categories(file: Path) -> list[str]:
-    """One category per line; blank lines are skipped. Raises :class:`NoteLLMError`."""
+    """One category per line; blank lines are skipped. Raises :class:`NoteLLMError`.
+
+    Two that differ only in case or Unicode form are refused: a tokenizer may make the same ids of both.
+    """
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise NoteLLMError(f"--categories {file}: cannot be read as UTF-8 text: {error}") from None
     found = [line for line in lines if line]
-    twice = sorted({line for line in found if found.count(line) > 1})
+    folded = [unicodedata.normalize("NFKC", line).casefold() for line in found]
+    twice = [line for line, key in zip(found, folded, strict=True) if folded.count(key) > 1]
     if not found or twice or max(map(len, found)) > 128:
         wrong = f"{twice[0]!r} stands there twice" if twice else "no line, or one of more than 128 characters"
         raise NoteLLMError(f"--categories {file}: {wrong}; allowed are distinct lines of 1 to 128 characters")
@@ -110,11 +124,20 @@ def parity_table(report: ParityReport) -> Table:
     return table
 
 
-def _fail(console: Console, line: str) -> None:
-    console.print(f"[red]error:[/] {line}", soft_wrap=True, highlight=False)
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    """A spinner while it runs, on a terminal; everywhere, one line with its seconds when it is done."""
+    started = time.monotonic()
+    with console.status(what):
+        yield
+    console.print(f"{what}: {time.monotonic() - started:.1f} s", highlight=False)
+
+
+def _fail(console: Console, line: str) -> NoReturn:
+    # A Text, not markup: "notellm[train,cpu]" would lose its brackets.
+    console.print(Text.assemble(("error:", "red"), " ", line), soft_wrap=True)
     raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    export.__doc__ = f"{export.__doc__}\n{_EXAMPLES}"
     typer.run(export)

@@ -54,8 +54,8 @@ class TagLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the graph may be driven; the encoder obeys.
 
-    ``prefix_cache``: the instruction's KV cache may be given as a past. ``multi_token_past``: several new tokens per row
-    may follow a past in a batch. ``kv_layout``: the order of a cache's four dimensions.
+    ``prefix_cache``: the instruction's KV cache may be given as a past. ``multi_token_past``: several new tokens per
+    row may follow a past in a batch. ``kv_layout``: the order of a cache's four dimensions.
     """
 
     prefix_cache: bool = True
@@ -82,7 +82,7 @@ class ParityReport(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """``notellm.json``. ``model_version`` is 16 hex of all that decides a row, ``bundle_id`` is the hash of the files."""
+    """``notellm.json``. ``model_version`` is 16 hex of all that decides a row, ``bundle_id`` is the files' hash."""
 
     format_version: int
     model_version: str
@@ -142,7 +142,7 @@ def read_manifest(path: Path) -> Manifest:
                 f"bundle {path}: format_version is {version!r}, this program reads {FORMAT_VERSION}; export it again"
             )
         return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is damaged ({error}); export it again") from None
 
 
@@ -158,18 +158,24 @@ def open_bundle(path: Path) -> Bundle:
     for name, entry in manifest.files.items():
         if Path(name).name != name:
             raise BundleError(f"bundle {path}: file name {name!r} leaves the bundle; allowed are plain names")
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"bundle {path}: {name} is missing; export it again")
-        if file.stat().st_size != entry.bytes:
-            raise BundleError(
-                f"bundle {path}: {name} has {file.stat().st_size} bytes, not {entry.bytes}; export it again"
-            )
-        if hash_file(file) != entry.sha256:
-            raise BundleError(f"bundle {path}: {name} is damaged (its sha256 differs); export it again")
+        try:
+            _check_file(path, name, entry)
+        except OSError as error:
+            raise BundleError(f"bundle {path}: cannot read {name}: {error.strerror}") from None
     if bundle_id(manifest.files) != manifest.bundle_id:
         raise BundleError(f"bundle {path}: bundle_id does not match the files; export it again")
     return Bundle(path, manifest)
+
+
+def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+    file = path / name
+    if not file.is_file():
+        raise BundleError(f"bundle {path}: {name} is missing; export it again")
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(f"bundle {path}: {name} has {size} bytes, not {entry.bytes}; export it again")
+    if hash_file(file) != entry.sha256:
+        raise BundleError(f"bundle {path}: {name} is damaged (its sha256 differs); export it again")
 
 
 def describe_files(path: Path) -> dict[str, FileEntry]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from notellm.errors import BundleError
+
 __all__ = ["CategoryTrie"]
 
 
@@ -20,7 +22,10 @@ class CategoryTrie:
 
     @classmethod
     def build(cls, token_ids: Mapping[str, Sequence[int]], end_id: int) -> CategoryTrie:
-        """``token_ids`` maps each category to its ids."""
+        """``token_ids`` maps each category to its ids.
+
+        Raises :class:`BundleError` for two categories with the same ids: the model could not tell them apart.
+        """
         root = cls()
         for category, ids in token_ids.items():
             node = root
@@ -28,6 +33,8 @@ class CategoryTrie:
             for token in [*ids, end_id]:
                 node = node.children.setdefault(token, cls())
                 node.categories.append(category)
+            if len(node.categories) > 1:
+                raise BundleError(f"categories {node.categories} have the same token ids; allowed are distinct ones")
         return root
 
     @property

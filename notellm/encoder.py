@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from notellm.batching import plan_batches
-from notellm.bundle import Bundle, open_bundle
+from notellm.bundle import Bundle, Manifest, open_bundle
 from notellm.category_trie import CategoryTrie
 from notellm.errors import BundleError
 from notellm.generated_hashtags import answer_is_complete, read_hashtags
@@ -20,7 +20,7 @@ from notellm.messages import Note
 from notellm.prompt import Prompt, PromptBuilder
 from notellm.sequences import SequenceRunner, Sequences
 
-__all__ = ["EncodedBatch", "EncodedNote", "NoteEncoder", "Tags"]
+__all__ = ["EncodedBatch", "EncodedNote", "NoteEncoder", "Tags", "plan_answers"]
 
 Floats = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ class EncodedBatch(msgspec.Struct, frozen=True):
 class NoteEncoder:
     """An exported model, loaded. One prefill per note gives the embedding; both answers go on from its KV cache.
 
-    Thread-safe. ``batch == single``: a note's embedding does not depend on what it runs with, nor on the order, to 1e-4.
+    Thread-safe. ``batch == single``: a note's embedding depends neither on what it runs with nor on the order, to 1e-4.
     """
 
     def __init__(self, bundle: Bundle, session: GraphSession, *, token_budget: int, max_rows: int) -> None:
@@ -67,11 +67,7 @@ class NoteEncoder:
             manifest.prompt_limits,
             manifest.token_ids,
         )
-        self._check_length()
-        end = manifest.token_ids.eos[0]
-        prefix = manifest.template.answer_prefix
-        answers = {category: self._prompts.encode_answer(prefix + category) for category in manifest.categories}
-        self._categories = CategoryTrie.build(answers, end)
+        self._categories = plan_answers(manifest, self._prompts)
         self._stop = {*manifest.token_ids.eos, *manifest.token_ids.special}
         self._runner = SequenceRunner(session, self._prompts.prefix_ids)
 
@@ -83,7 +79,7 @@ class NoteEncoder:
         *,
         threads: int = 0,
         token_budget: int = 2048,
-        max_rows: int = 32,
+        max_rows: int = 16,
     ) -> NoteEncoder:
         """Open and verify a bundle, and load its graph.
 
@@ -178,19 +174,20 @@ class NoteEncoder:
             for ids, prompt in zip(written, batch, strict=True)
         ]
 
-    def _check_length(self) -> None:
-        builder, manifest = self._prompts, self.bundle.manifest
-        answer = max(
-            manifest.tag_limits.hashtag_tokens, *(len(builder.encode_answer(c)) for c in manifest.categories or [""])
+
+def plan_answers(manifest: Manifest, prompts: PromptBuilder) -> CategoryTrie:
+    """The trie of the categories.
+
+    Raises :class:`BundleError` where two of them are alike, or where prompt and answer may be more than the model reads.
+    """
+    prefix = manifest.template.answer_prefix
+    answers = {category: prompts.encode_answer(prefix + category) for category in manifest.categories}
+    guidance = max(len(prompts.hashtags_ids), len(prompts.category_ids))
+    answer = max([manifest.tag_limits.hashtag_tokens, *map(len, answers.values())])
+    longest = len(prompts.prefix_ids) + prompts.max_ids + guidance + answer
+    if longest > manifest.max_positions:
+        raise BundleError(
+            f"prompt and answer may have {longest} tokens, the model reads {manifest.max_positions}; "
+            "export it with a smaller --note-tokens"
         )
-        longest = (
-            len(builder.prefix_ids)
-            + builder.max_ids
-            + max(len(builder.hashtags_ids), len(builder.category_ids))
-            + answer
-        )
-        if longest > manifest.max_positions:
-            raise BundleError(
-                f"bundle {self.bundle.path}: its prompt may have {longest} tokens, its model takes {manifest.max_positions}; "
-                "export it with a smaller --note-tokens"
-            )
+    return CategoryTrie.build(answers, manifest.token_ids.eos[0])

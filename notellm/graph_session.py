@@ -113,7 +113,7 @@ class GraphSession:
 
 def _onnxruntime() -> Any:
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: PLC0415 - an extra; without it only this fails
     except ImportError:
         raise RuntimeMissing(
             "onnxruntime is not installed; install one of: pip install 'notellm[cpu]' or pip install 'notellm[gpu]'"
@@ -134,7 +134,7 @@ def _load(bundle: Bundle, provider: Provider, threads: int) -> Any:
         session = ort.InferenceSession(
             str(bundle.model_path), options, providers=[name for name in chosen if name in available]
         )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # onnxruntime raises a dozen classes of its own, all direct children of Exception.
         raise BundleError(f"bundle {bundle.path}: onnxruntime cannot load it: {_first_line(error)}") from None
     if provider == "cuda" and session.get_providers()[0] != _PROVIDERS["cuda"]:

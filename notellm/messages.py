@@ -74,7 +74,6 @@ class NoteRecord(msgspec.Struct, frozen=True):
 
 
 _decoder = msgspec.json.Decoder(Note)
-_any_decoder = msgspec.json.Decoder()
 
 
 def parse_record(key: bytes | None, value: bytes | None, timestamp_ms: int) -> NoteRecord | Tombstone:
@@ -116,16 +115,17 @@ def _decode_value(value: bytes) -> Note:
     if value.strip() == b"":
         raise InvalidMessage("not_json", "value", "empty; a note is a JSON object, a deletion is a null value")
     try:
-        return _decoder.decode(value)
+        # As text: of bytes, the decoder would leave unread whether the fields that it skips are UTF-8.
+        return _decoder.decode(value.decode("utf-8"))
     except msgspec.ValidationError as error:
-        raise _invalid_field(value, str(error)) from None
+        raise _invalid_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidMessage("not_json", "value", f"not UTF-8 JSON ({error}); a note is a JSON object") from None
     except RecursionError:
         raise InvalidMessage("not_json", "value", "nested too deeply; a note is a flat JSON object") from None
 
 
-def _invalid_field(value: bytes, complaint: str) -> InvalidMessage:
+def _invalid_field(complaint: str) -> InvalidMessage:
     """Msgspec says ``Expected `str`, got `int` - at `$.title```: turn that into field, kind and what is allowed."""
     what, _, path = complaint.partition(" - at `$")
     field = path.rstrip("`").lstrip(".")
@@ -137,17 +137,17 @@ def _invalid_field(value: bytes, complaint: str) -> InvalidMessage:
     if top == "note_id":
         return InvalidMessage("bad_id", "note_id", what)
     if "out of range" in what:
-        return InvalidMessage("not_finite", top, what)
+        return InvalidMessage("not_finite", top, "a number out of range; allowed are finite ones, integers of 64 bits")
     return InvalidMessage("wrong_type", top, what)
 
 
 def _tidy(note: Note, timestamp_ms: int) -> NoteRecord:
     _check_numbers(note.attributes)
     trimmed: list[str] = []
-    title = _cut(note.title, LIMITS.title, "title", trimmed)
+    title = _cut(note.title.strip(), LIMITS.title, "title", trimmed)
     category = _cut(note.category.strip(), LIMITS.category, "category", trimmed)
     hashtags = clean_hashtags(note.hashtags)
-    if not (title.strip() or note.content.strip() or hashtags):
+    if not (title or note.content.strip() or hashtags):
         raise InvalidMessage("no_text", "title, content, hashtags", "all blank; at least one must hold text")
     short = clean_hashtags(tag[: LIMITS.hashtag] for tag in hashtags)[: LIMITS.hashtags]
     if short != hashtags:
@@ -171,7 +171,7 @@ def _tidy(note: Note, timestamp_ms: int) -> NoteRecord:
 def _cut(text: str, limit: int, field: str, trimmed: list[str]) -> str:
     if len(text) > limit:
         trimmed.append(field)
-    return text[:limit]
+    return text[:limit].rstrip()
 
 
 def _check_numbers(attributes: dict[str, Scalar]) -> None:

@@ -2,8 +2,8 @@
 
 ::
 
-    instruction | {"title":"...","hashtags":"...","content":"..."} | The compression word is:" | [EMB] ". The hashtags are:
-    '- prefix -' '- note, the only part that is ever cut -----------' '- compression suffix ----' '- one guidance each --'
+    instruction | {"title":"...","hashtags":"...","content":"..."} | The compression word is:" | [EMB] ". The ...:
+    '- prefix -' '- note, the only part that is ever cut -----------' '- compression suffix ---' '- a guidance each -'
 
 Each part is tokenised by itself. So the prefix's KV cache is exact, no note can merge with or push out the suffix, and
 the embedding is always read at the suffix's last token: the opening quote, the token before ``[EMB]``.
@@ -12,6 +12,7 @@ the embedding is always read at the suffix's last token: the opening quote, the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
 
@@ -22,6 +23,9 @@ from notellm.errors import SettingsError
 from notellm.messages import Note
 
 __all__ = ["Prompt", "PromptBuilder", "PromptLimits", "Template", "TokenIds", "load_template", "template_names"]
+
+# The longest beginning of a JSON string's inside that holds whole characters only, and no half of an escape.
+_WHOLE_CHARACTERS = re.compile(r"(?:[^\\]|\\u[0-9a-fA-F]{4}|\\[^u])*")
 
 
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +53,7 @@ class PromptLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TokenIds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Ids that the prompt and the decoder need. ``special`` holds every special id, ``eos`` those that end an answer."""
+    """Ids that prompt and decoder need. ``special`` holds every special id, ``eos`` those that end an answer."""
 
     emb: int
     bos: int | None
@@ -108,8 +112,8 @@ class PromptBuilder:
     @property
     def max_ids(self) -> int:
         """No prompt has more ids than this."""
-        skeleton = sum(len(ids) for ids in self._following.values()) + len(self._closing)
-        return self._limits.note + skeleton + len(self.compression_ids)
+        keys = sum(max(len(self._opening[name]), len(ids)) for name, ids in self._following.items())
+        return self._limits.note + keys + len(self._closing) + len(self.compression_ids)
 
     def build(self, note: Note) -> Prompt:
         """Raises nothing: every valid note has a prompt."""
@@ -155,12 +159,15 @@ class PromptBuilder:
         The ids are made again from the text that is kept: they depend on that text alone, so an equal text_hash means
         an equal vector.
         """
-        value = value[: self._limits.characters(budget)].strip()
+        value = value.strip()[: self._limits.characters(budget)].rstrip()
         if not value or budget <= 0:
             return "", []
         escaped = msgspec.json.encode(value).decode("utf-8")[1:-1]
         encoding = self._tokenizer.encode(escaped, add_special_tokens=False)
         if len(encoding.ids) <= budget:
             return escaped, list(encoding.ids)
-        kept = escaped[: encoding.offsets[budget - 1][1]]
+        # Where one character takes several tokens, the budget may end inside it: then it goes as a whole.
+        end = min(encoding.offsets[budget - 1][1], encoding.offsets[budget][0])
+        whole = _WHOLE_CHARACTERS.match(escaped, 0, end)
+        kept = whole.group() if whole else ""
         return kept, self._encode(kept)[:budget]

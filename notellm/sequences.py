@@ -36,7 +36,7 @@ class Graph(Protocol):
 
 @dataclass(frozen=True)
 class Sequences:
-    """B sequences so far: ``mask [B, T]`` tells real slots of the cache from padding, ``logits [B, V]`` what comes next.
+    """B sequences so far: ``mask [B, T]`` tells the cache's real slots from padding, ``logits [B, V]`` what comes next.
 
     Rows are padded on the right, so a slot and a position differ: ``next_position [B]`` counts real tokens only.
     """
@@ -76,7 +76,8 @@ class SequenceRunner:
         """As :meth:`embed`, and the sequences to go on from."""
         feeds = self._feeds(batch)
         output = self._graph.run(*feeds)
-        assert output.cache is not None and output.logits is not None
+        assert output.cache is not None
+        assert output.logits is not None
         _, mask, _, last, _ = feeds
         return output.embeddings, Sequences(output.cache, mask, self._prefix.tokens + last + 1, output.logits)
 
@@ -86,7 +87,8 @@ class SequenceRunner:
         mask = np.concatenate([sequences.mask, np.ones((rows, new), np.int64)], axis=1)
         positions = sequences.next_position[:, None] + np.arange(new)
         output = self._graph.run(ids, mask, positions, np.full(rows, new - 1), sequences.cache)
-        assert output.cache is not None and output.logits is not None
+        assert output.cache is not None
+        assert output.logits is not None
         return Sequences(output.cache, mask, sequences.next_position + new, output.logits)
 
     def guide(self, sequences: Sequences, guidance: Sequence[int]) -> Sequences:

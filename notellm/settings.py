@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 from notellm.errors import SettingsError
 
@@ -26,13 +27,16 @@ __all__ = [
     "Settings",
     "UpdaterSettings",
     "load_settings",
+    "variable_names",
 ]
 
 CONFIG_VARIABLE = "NOTELLM_CONFIG"
 _PREFIX = "NOTELLM_"
 _DEFAULT_FILE = Path("notellm.toml")
 # Options of commands, not settings of the system: their commands declare them.
-_COMMAND_PREFIXES = (CONFIG_VARIABLE, "NOTELLM_EXPORT_", "NOTELLM_CLI_")
+_COMMAND_PREFIXES = ("NOTELLM_EXPORT_", "NOTELLM_CLI_")
+# Their values are never shown, whatever is wrong with them.
+_SECRETS = ("milvus.token", "kafka.properties")
 
 
 class _Section(BaseModel):
@@ -54,6 +58,7 @@ class KafkaSettings(_Section):
     )
     properties: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
+        repr=False,  # It may hold sasl.password.
         description="Any librdkafka property, passed through to consumer and producers (security, timeouts, assignor).",
     )
 
@@ -97,7 +102,7 @@ class EncoderSettings(_Section):
         "auto", description="Where the model runs; auto takes CUDA if it can."
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of one pass on CPU; 0 is one per core.")
-    token_budget: int = Field(1024, ge=64, le=1_048_576, description="Padded tokens in one batch, at most.")
+    token_budget: int = Field(2048, ge=64, le=1_048_576, description="Padded tokens in one batch, at most.")
     max_rows: int = Field(16, ge=1, le=4096, description="Notes in one batch, at most.")
 
 
@@ -167,9 +172,11 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
         return Settings(**values)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(fault) for fault in error.errors())) from None
-    except Exception as error:
-        # pydantic-settings wraps a broken JSON value in its own SettingsError.
-        raise SettingsError(f"environment: {error}") from None
+    except UnreadableVariable:
+        # The one setting that the environment gives as JSON.
+        raise SettingsError(
+            f"kafka.properties ({variable_names()['kafka.properties']}): (hidden) is not JSON; allowed is an object"
+        ) from None
 
 
 def variable_names() -> dict[str, str]:
@@ -204,9 +211,11 @@ def _read_file(config: Path | None) -> dict[str, Any]:
 
 
 def _refuse_unknown_variables() -> None:
-    known = set(variable_names().values())
+    known = {CONFIG_VARIABLE, *variable_names().values()}
     for name in sorted(os.environ):
-        if name.startswith(_PREFIX) and name not in known and not name.startswith(_COMMAND_PREFIXES):
+        # pydantic-settings reads a variable in any case.
+        upper = name.upper()
+        if upper.startswith(_PREFIX) and upper not in known and not upper.startswith(_COMMAND_PREFIXES):
             raise SettingsError(
                 f"{name}: unknown setting in the environment; see docs/configuration.md for those there are"
             )
@@ -220,5 +229,5 @@ def _explain(fault: Any) -> str:
         section = Settings.model_fields.get(str(location[0]))
         allowed = ", ".join(_fields(section.annotation)) if section else ", ".join(Settings.model_fields)
         return f"{name}: unknown setting; allowed are {allowed}"
-    value = "(hidden)" if "token" in name else repr(fault["input"])
+    value = "(hidden)" if name.startswith(_SECRETS) else repr(fault["input"])
     return f"{name}{variable}: {value} is not allowed: {fault['msg']}"

@@ -52,3 +52,19 @@ def real_bundle() -> Path:
     if not (path / "notellm.json").is_file():
         missing("build/bundle is not there; make it with: make bundle")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle, exported from a tiny random Llama: hundreds of notes a second."""
+    from tests.export.tiny import tiny  # torch, which most tests never load
+
+    return tiny(tmp_path_factory.getbasetemp(), tied=False).bundle
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of another model than ``tiny_bundle``."""
+    from tests.export.tiny import tiny
+
+    return tiny(tmp_path_factory.getbasetemp(), tied=True).bundle

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EMB_TOKEN", "NoteLLM", "add_emb_token"]
 
-EMB_TOKEN = "[EMB]"
+EMB_TOKEN = "[EMB]"  # noqa: S105 - a token of the vocabulary
 
 
 class NoteLLM(nn.Module):
@@ -73,7 +73,8 @@ def add_emb_token(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> 
         head = base.get_output_embeddings()
         if head is not None and head.weight is not tables[0]:
             tables.append(head.weight)
+        known = min(rows, token_id)
         for table in tables:
-            known = min(rows, token_id)
-            table[token_id] = table[:known].mean(dim=0)
+            # A tokenizer may have had tokens beyond the table: their rows are new as well.
+            table[known : token_id + 1] = table[:known].mean(dim=0)
     return token_id

@@ -1,0 +1,1 @@
+"""Measured comparisons with peers: each a command that prints a table and writes JSON."""

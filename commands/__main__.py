@@ -1,0 +1,5 @@
+"""``python -m commands`` is ``notellm``."""
+
+from commands.app import main
+
+main()

@@ -1,0 +1,145 @@
+"""A bundle is there whole and proven, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from export import build
+from export.errors import ExportError, ParityError
+from notellm.bundle import MANIFEST, open_bundle
+from notellm.errors import BundleError
+from notellm.prompt import PromptLimits
+from tests.conftest import REPOSITORY
+from tests.export.tiny import Tiny, plan, run_export
+from training.model import NoteLLM
+
+
+@pytest.fixture
+def graph_of_the_tied_bundle(tied: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of tracing, which takes seconds, the export takes the graph that was traced of the tied checkpoint."""
+
+    def copy(model: NoteLLM, path: Path) -> None:
+        for file in tied.bundle.glob("model.onnx*"):
+            shutil.copy(file, path.with_name(file.name))
+
+    monkeypatch.setattr(build, "write_onnx", copy)
+
+
+@pytest.fixture
+def other_weights(tied: Tiny, tmp_path: Path) -> Path:
+    """The tied checkpoint, but for one matrix that is a little different."""
+    folder = shutil.copytree(tied.checkpoint, tmp_path / "other")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.v_proj.weight"] *= 1.01
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def test_an_export_makes_a_bundle_that_opens_and_nothing_else(either: Tiny) -> None:
+    assert open_bundle(either.bundle).manifest == either.manifest
+    assert sorted(entry.name for entry in either.bundle.parent.iterdir()) == ["bundle", "tiny-llama"]
+    assert set(either.manifest.made_with) == {"onnx", "onnxruntime", "tokenizers", "torch", "transformers"}
+
+
+@pytest.mark.usefixtures("graph_of_the_tied_bundle")
+def test_a_graph_of_other_weights_fails_the_proof_and_leaves_nothing(other_weights: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "bundles"
+    with pytest.raises(ParityError, match=r"parity failed \(embeddings, .*\); no bundle was written") as caught:
+        run_export(plan(other_weights, parent / "bundle"))
+    assert not caught.value.report.passed
+    assert list(parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("graph_of_the_tied_bundle")
+def test_a_failed_replacement_leaves_the_old_bundle_as_it_was(tied: Tiny, other_weights: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(tied.bundle, tmp_path / "bundles" / "bundle")
+    before = content(out)
+    with pytest.raises(ParityError):
+        run_export(plan(other_weights, out, replace=True))
+    assert content(out) == before
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.usefixtures("graph_of_the_tied_bundle")
+def test_a_replacement_leaves_no_trace_of_the_old_bundle(tied: Tiny, untied: Tiny, tmp_path: Path) -> None:
+    out = shutil.copytree(untied.bundle, tmp_path / "bundles" / "bundle")
+    (out / "left-over").touch()
+    run_export(plan(tied.checkpoint, out, replace=True))
+    assert open_bundle(out).manifest == tied.manifest
+    assert "left-over" not in content(out)
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_bundle_that_is_there_is_not_replaced_unasked(tied: Tiny) -> None:
+    with pytest.raises(ExportError, match="already there; give --force to replace it"):
+        run_export(plan(tied.checkpoint, tied.bundle))
+
+
+def test_what_is_not_a_bundle_is_never_replaced(tied: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match=f"is not a bundle \\(it holds no {MANIFEST}\\)"):
+        run_export(plan(tied.checkpoint, tmp_path, replace=True))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused_before_the_tracing(
+    tied: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "write_onnx", lambda model, path: pytest.fail("it was traced"))
+    with pytest.raises(BundleError, match=r"the model reads 1024; export it with a smaller --note-tokens"):
+        run_export(replace(plan(tied.checkpoint, tmp_path / "bundle"), prompt_limits=PromptLimits(note=1000)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(
+    tied: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.build.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ExportError, match=r"0\.0 GB are free there"):
+        run_export(plan(tied.checkpoint, tmp_path / "bundle"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_is_killed_leaves_nothing_and_the_next_one_sweeps_up(tied: Tiny, tmp_path: Path) -> None:
+    out, partial = tmp_path / "bundle", tmp_path / ".bundle.partial"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        shutil.rmtree(partial, ignore_errors=True)
+        process = subprocess.Popen(
+            [sys.executable, "export/to_onnx.py", "--model", tied.checkpoint, "--out", out],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        # The folder is made when the tracing begins, which takes seconds.
+        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(30) == -number
+        assert not out.exists()
+        assert partial.exists()
+    (partial / "model.onnx").write_bytes(b"half a graph")
+
+    manifest = run_export(plan(tied.checkpoint, out))
+
+    assert open_bundle(out).manifest == manifest
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+    # And two whole exports of one checkpoint agree.
+    assert manifest.model_version == tied.manifest.model_version

@@ -1,0 +1,110 @@
+"""The notes that the demo publishes: they pass the door as they are, and no two are near-copies."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter, defaultdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from notellm.messages import NoteRecord, parse_record
+from tests.conftest import REPOSITORY
+
+DATA = REPOSITORY / "data"
+NEAR_COPY = 0.4
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Every line passes the door, and nothing of it is cut."""
+    notes = []
+    for line in file.read_bytes().splitlines():
+        note = json.loads(line)
+        record = parse_record(note["note_id"].encode(), line, 0)
+        assert isinstance(record, NoteRecord)
+        assert record.trimmed == (), note["note_id"]
+        notes.append(note)
+    return notes
+
+
+def text_of(note: dict[str, Any]) -> str:
+    return f"{note.get('title', '')}\n{note.get('content', '')}"
+
+
+def is_chinese(text: str) -> bool:
+    """More than half of its letters are Han characters."""
+    letters = [character for character in text if character.isalpha()]
+    return sum("\u4e00" <= character <= "\u9fff" for character in letters) > len(letters) / 2
+
+
+def has_emoji(text: str) -> bool:
+    return any(unicodedata.category(character) == "So" for character in text)
+
+
+@pytest.fixture(scope="module")
+def notes() -> list[dict[str, Any]]:
+    return read(DATA / "notes.jsonl")
+
+
+class TestNotes:
+    def test_there_are_enough_and_each_once(self, notes: list[dict[str, Any]]) -> None:
+        assert len(notes) >= 400
+        assert len({note["note_id"] for note in notes}) == len(notes)
+
+    def test_pass_the_door_unchanged(self, notes: list[dict[str, Any]]) -> None:
+        for note in notes:
+            record = parse_record(note["note_id"].encode(), msgspec.json.encode(note), 0)
+            assert isinstance(record, NoteRecord)
+            assert msgspec.to_builtins(record.note) == note
+
+    def test_categories_are_those_of_the_bundle(self, notes: list[dict[str, Any]]) -> None:
+        known = set((REPOSITORY / "notellm" / "templates" / "categories.txt").read_text("utf-8").split())
+        used = {note["category"] for note in notes}
+        assert used <= known
+        assert len(used) >= 12
+
+    def test_one_in_five_is_chinese(self, notes: list[dict[str, Any]]) -> None:
+        assert sum(is_chinese(text_of(note)) for note in notes) >= len(notes) / 5
+
+    def test_are_a_line_to_a_page_long(self, notes: list[dict[str, Any]]) -> None:
+        lengths = sorted(len(text_of(note)) for note in notes)
+        assert lengths[0] < 40
+        assert lengths[len(lengths) // 2] > 100
+        assert lengths[-1] > 1500
+
+    def test_carry_hashtags_and_emoji_as_people_do(self, notes: list[dict[str, Any]]) -> None:
+        tagged = sum(bool(note["hashtags"]) for note in notes)
+        assert len(notes) * 0.8 < tagged < len(notes)
+        assert sum(has_emoji(text_of(note)) for note in notes) > len(notes) / 4
+
+    def test_no_two_are_near_copies(self, notes: list[dict[str, Any]]) -> None:
+        """Jaccard similarity of the character 5-grams of title and content."""
+        grams = [{text[at : at + 5] for at in range(len(text) - 4)} for text in map(text_of, notes)]
+        holders: dict[str, list[int]] = defaultdict(list)
+        for number, own in enumerate(grams):
+            for gram in own:
+                holders[gram].append(number)
+        # Only pairs that share a gram are ever looked at.
+        shared = Counter(pair for numbers in holders.values() for pair in combinations(numbers, 2))
+        near = [
+            (notes[a]["note_id"], notes[b]["note_id"])
+            for (a, b), count in shared.items()
+            if count / (len(grams[a]) + len(grams[b]) - count) >= NEAR_COPY
+        ]
+        assert near == []
+
+
+class TestKuaiRec:
+    def test_holds_400_notes(self) -> None:
+        notes = read(DATA / "kuairec" / "notes.jsonl")
+        assert len(notes) == 400
+        assert len({note["note_id"] for note in notes}) == 400
+
+    def test_readme_carries_the_licence(self) -> None:
+        readme = (DATA / "kuairec" / "README.md").read_text("utf-8")
+        for words in ("https://creativecommons.org/licenses/by-sa/4.0/", "10.1145/3511808.3557220", "**Changed**"):
+            assert words in readme
