@@ -178,7 +178,7 @@ class NoteEncoder:
 def plan_answers(manifest: Manifest, prompts: PromptBuilder) -> CategoryTrie:
     """The trie of the categories.
 
-    Raises :class:`BundleError` where two of them are alike, or where prompt and answer may be more than the model reads.
+    Raises :class:`BundleError` where two are alike, or where prompt and answer may be longer than the model reads.
     """
     prefix = manifest.template.answer_prefix
     answers = {category: prompts.encode_answer(prefix + category) for category in manifest.categories}

@@ -135,11 +135,12 @@ def test_an_export_that_is_killed_leaves_nothing_and_the_next_one_sweeps_up(tied
         assert process.wait(30) == -number
         assert not out.exists()
         assert partial.exists()
-    (partial / "model.onnx").write_bytes(b"half a graph")
+    (partial / "half-written").touch()
 
     manifest = run_export(plan(tied.checkpoint, out))
 
     assert open_bundle(out).manifest == manifest
+    assert "half-written" not in content(out)
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
     # And two whole exports of one checkpoint agree.
     assert manifest.model_version == tied.manifest.model_version

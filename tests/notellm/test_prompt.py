@@ -50,6 +50,8 @@ def check(builder: PromptBuilder, given_note: Note) -> Prompt:
     assert prompt.ids[-len(suffix) :] == suffix
     assert prompt.last_index == len(prompt.ids) - 1
     assert len(suffix) < len(prompt.ids) <= builder.max_ids
+    # The ids say the text, to the last byte.
+    assert builder.decode(prompt.ids) == prompt.text + builder.decode(suffix)
     # The text is JSON: what was cut, was cut between characters, never inside an escape.
     written = json.loads(prompt.text)
     for name, whole in (
