@@ -33,8 +33,12 @@ def connect(settings: MilvusSettings) -> MilvusClient:
             token=settings.token.get_secret_value(),
             db_name=settings.database,
             timeout=settings.timeout_s,
-            # Without its own pool a channel may go on failing for 12 s after the server is back.
-            grpc_options={"grpc.use_local_subchannel_pool": 1},
+            grpc_options={
+                # Without its own pool a channel may go on failing for 12 s after the server is back.
+                "grpc.use_local_subchannel_pool": 1,
+                # pymilvus pings every 10 s, which Milvus Lite's gRPC server answers with "too many pings".
+                "grpc.keepalive_time_ms": 300_000,
+            },
         )
     except MilvusException as error:
         if _is_without_database(error):

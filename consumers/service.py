@@ -29,6 +29,7 @@ def updater_service(settings: Settings, encoder: Encoder, observer: Observer | N
     Raises :class:`notellm.errors.NoteLLMError` in one line when something is not as it must be.
     """
     topic = inspect_topic(settings.kafka, settings.kafka.notes_topic)
+    inspect_topic(settings.kafka, settings.kafka.dead_letter_topic)
     client = connect(settings.milvus)
     lock = LiteLock(settings.milvus.uri)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
-from notellm.bundle import TagLimits
+from notellm.bundle import FORMAT_VERSION, TagLimits
 from notellm.prompt import PromptLimits, Template, TokenIds
 from training.model import NoteLLM
 
@@ -36,6 +36,6 @@ def model_version(
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
     digest.update(tokenizer_json)
-    rest = [template, prompt_limits, tag_limits, categories, token_ids, settings]
+    rest = [FORMAT_VERSION, template, prompt_limits, tag_limits, categories, token_ids, settings]
     digest.update(msgspec.json.encode(rest, order="sorted"))
     return digest.hexdigest()[:16]

@@ -33,6 +33,8 @@ __all__ = [
     "read_manifest",
 ]
 
+# Raised when the layout changes, and also when prompt.py or encoder.py comes to read or answer a note in another way:
+# it is part of model_version.
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "notellm.json"
 MODEL: Final = "model.onnx"

@@ -61,15 +61,15 @@ class NoteEncoder:
         self._session = session
         self._token_budget = token_budget
         self._max_rows = max_rows
-        self._prompts = PromptBuilder(
+        self.prompts = PromptBuilder(
             Tokenizer.from_file(str(bundle.tokenizer_path)),
             manifest.template,
             manifest.prompt_limits,
             manifest.token_ids,
         )
-        self._categories = plan_answers(manifest, self._prompts)
+        self._categories = plan_answers(manifest, self.prompts)
         self._stop = {*manifest.token_ids.eos, *manifest.token_ids.special}
-        self._runner = SequenceRunner(session, self._prompts.prefix_ids)
+        self._runner = SequenceRunner(session, self.prompts.prefix_ids)
 
     @classmethod
     def load(
@@ -103,7 +103,7 @@ class NoteEncoder:
 
     def prompt(self, note: Note) -> Prompt:
         """The exact text and ids that the model would read of ``note``."""
-        return self._prompts.build(note)
+        return self.prompts.build(note)
 
     def encode(self, notes: Sequence[Note], *, embed_only: bool = False) -> list[EncodedNote]:
         """Encode ``notes``; the answer is in their order."""
@@ -133,7 +133,7 @@ class NoteEncoder:
         nodes = [self._categories] * prefilled.rows
         open_rows = [row for row, node in enumerate(nodes) if node.decided is None and node.categories]
         if open_rows:
-            sequences = self._runner.guide(prefilled, self._prompts.category_ids)
+            sequences = self._runner.guide(prefilled, self.prompts.category_ids)
         while open_rows:
             tokens: list[int] = []
             for place, row in enumerate(open_rows):
@@ -153,7 +153,7 @@ class NoteEncoder:
         limits = self.bundle.manifest.tag_limits
         written: list[list[int]] = [[] for _ in batch]
         open_rows = list(range(len(batch)))
-        sequences = self._runner.guide(prefilled, self._prompts.hashtags_ids)
+        sequences = self._runner.guide(prefilled, self.prompts.hashtags_ids)
         for _ in range(limits.hashtag_tokens):
             tokens = np.argmax(sequences.logits, axis=1)
             going: list[int] = []
@@ -162,7 +162,7 @@ class NoteEncoder:
                 if token in self._stop:
                     continue
                 written[row].append(token)
-                answer = self._prompts.decode(written[row])
+                answer = self.prompts.decode(written[row])
                 if not answer_is_complete(answer, batch[row].author_hashtags, limits.hashtags):
                     going.append(place)
             if not going or len(written[open_rows[going[0]]]) == limits.hashtag_tokens:
@@ -170,7 +170,7 @@ class NoteEncoder:
             open_rows = [open_rows[place] for place in going]
             sequences = self._runner.extend(sequences.select(going), tokens[going][:, None])
         return [
-            read_hashtags(self._prompts.decode(ids), prompt.author_hashtags, limits.hashtags)
+            read_hashtags(self.prompts.decode(ids), prompt.author_hashtags, limits.hashtags)
             for ids, prompt in zip(written, batch, strict=True)
         ]
 

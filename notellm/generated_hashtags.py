@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from notellm.hashtags import clean_hashtags
 from notellm.messages import LIMITS
@@ -18,8 +19,7 @@ _QUOTES_AND_STOPS = " \t\"'“”‘’«».。!！…:：-–*[](){}"
 def read_hashtags(answer: str, author: list[str], most: int) -> list[str]:
     """At most ``most`` hashtags: none of the author's own, none twice, none longer than a note's hashtag may be."""
     tags = clean_hashtags(_split(answer), without=author)
-    # U+FFFD: the answer was cut inside a character.
-    return [tag for tag in tags if len(tag) <= LIMITS.hashtag and "\ufffd" not in tag][:most]
+    return [tag for tag in tags if len(tag) <= LIMITS.hashtag and not _has_rubbish(tag)][:most]
 
 
 def answer_is_complete(answer: str, author: list[str], most: int) -> bool:
@@ -29,6 +29,11 @@ def answer_is_complete(answer: str, author: list[str], most: int) -> bool:
     finished = _split(answer)[:-1]
     distinct = clean_hashtags(finished)
     return len(distinct) < len(finished) or len(read_hashtags(",".join(finished), author, most)) == most
+
+
+def _has_rubbish(tag: str) -> bool:
+    """Control characters, or U+FFFD where the answer was cut inside a character."""
+    return "\ufffd" in tag or any(unicodedata.category(character) == "Cc" for character in tag)
 
 
 def _split(answer: str) -> list[str]:

@@ -254,7 +254,7 @@ class Scribe(GraphSession):
 
 def scribe(bundle: Bundle, session: GraphSession, *, hashtags: str = "", category: str = "") -> NoteEncoder:
     """An encoder whose model answers as told. All rows of a batch must be at the same step: give it one note."""
-    manifest, prompts = bundle.manifest, NoteEncoder(bundle, session, token_budget=1, max_rows=1)._prompts
+    manifest, prompts = bundle.manifest, NoteEncoder(bundle, session, token_budget=1, max_rows=1).prompts
     answers = {
         tuple(prompts.hashtags_ids): prompts.encode_answer(hashtags),
         tuple(prompts.category_ids): prompts.encode_answer(manifest.template.answer_prefix + category),
@@ -307,7 +307,7 @@ def test_what_the_model_writes_becomes_hashtags(
 
 @pytest.mark.parametrize("end", ["eos", "emb"])
 def test_a_special_token_ends_the_answer(bundle: Bundle, session: GraphSession, end: str) -> None:
-    ids, prompts = bundle.manifest.token_ids, NoteEncoder(bundle, session, token_budget=1, max_rows=1)._prompts
+    ids, prompts = bundle.manifest.token_ids, NoteEncoder(bundle, session, token_budget=1, max_rows=1).prompts
     token = ids.eos[0] if end == "eos" else ids.emb
     answer = [*prompts.encode_answer("autumn"), token, *prompts.encode_answer(", never")]
     graph = Scribe(session, {tuple(prompts.hashtags_ids): answer}, ids.eos[0])
@@ -405,7 +405,7 @@ def test_a_bundle_whose_prompt_is_longer_than_its_model_reads_is_refused(bundle:
     fits = with_manifest(bundle, max_positions=longest + 1)
     fullest = Note(note_id="n1", title="叶" * 512, hashtags=["é" * 64] * 32, content="叶" * 1000)
     encoder = NoteEncoder(fits, session, token_budget=2048, max_rows=32)
-    used = len(encoder._prompts.prefix_ids) + len(encoder.prompt(fullest).ids) + len(encoder._prompts.hashtags_ids)
+    used = len(encoder.prompts.prefix_ids) + len(encoder.prompt(fullest).ids) + len(encoder.prompts.hashtags_ids)
     assert longest - 10 < used + bundle.manifest.tag_limits.hashtag_tokens <= longest + 1
     with pytest.raises(BundleError, match=r"prompt and answer may have \d+ tokens.*--note-tokens"):
         NoteEncoder(with_manifest(bundle, max_positions=longest), session, token_budget=1, max_rows=1)
