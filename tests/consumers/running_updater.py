@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -17,6 +16,7 @@ from consumers.in_memory import HashEncoder, MemoryDeadLetters, MemorySink, Memo
 from consumers.protocols import Record, Row
 from consumers.updater import Updater
 from notellm.settings import UpdaterSettings
+from tests.support.processes import wait_until
 
 __all__ = [
     "DirectedSource",
@@ -28,13 +28,6 @@ __all__ = [
     "titles",
     "wait_until",
 ]
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} s still waiting for {what}"
-        time.sleep(0.002)
 
 
 def note(note_id: str, title: str = "Kyoto in autumn", **fields: Any) -> bytes:
