@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from commands.embedded import EmbeddedKafka, MilvusLite
+
+if TYPE_CHECKING:
+    from tests.export.tiny import Tiny
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -55,16 +59,28 @@ def real_bundle() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle, exported from a tiny random Llama: hundreds of notes a second."""
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A tiny random Llama with tied embeddings and no projection, exported for real."""
     from tests.export.tiny import tiny  # torch, which most tests never load
 
-    return tiny(tmp_path_factory.getbasetemp(), tied=False).bundle
+    return tiny(tmp_path_factory.getbasetemp(), tied=True)
 
 
 @pytest.fixture(scope="session")
-def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of another model than ``tiny_bundle``."""
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Another, with untied embeddings and a projection."""
     from tests.export.tiny import tiny
 
-    return tiny(tmp_path_factory.getbasetemp(), tied=True).bundle
+    return tiny(tmp_path_factory.getbasetemp(), tied=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(untied: Tiny) -> Path:
+    """A real bundle: hundreds of notes a second."""
+    return untied.bundle
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tied: Tiny) -> Path:
+    """A bundle of another model than ``tiny_bundle``."""
+    return tied.bundle

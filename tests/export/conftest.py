@@ -2,17 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.export.tiny import Tiny, tiny
-
-
-@pytest.fixture(scope="session")
-def tied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny(tmp_path_factory.getbasetemp(), tied=True)
-
-
-@pytest.fixture(scope="session")
-def untied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny(tmp_path_factory.getbasetemp(), tied=False)
+from tests.export.tiny import Tiny
 
 
 @pytest.fixture(scope="session", params=["tied", "untied"])

@@ -23,7 +23,7 @@ from notellm.encoder import NoteEncoder
 from notellm.errors import BundleError, ProviderMissing, RuntimeMissing
 from notellm.graph_session import GraphOutput, GraphSession, Ints
 from notellm.messages import Note
-from tests.export.tiny import CATEGORIES, Tiny, tiny
+from tests.export.tiny import CATEGORIES, Tiny
 
 BOUND = 1e-4
 WORDS = ["kyoto", "旅行", "🍁", "a", "the maple leaves", '"', "\\", "\n", "[EMB]", "<|im_end|>", "é", " "]
@@ -46,16 +46,6 @@ FIXED = [
     Note(note_id="n4", title="long", content="every staircase feels like an insult. " * 40),
     Note(note_id="n5"),
 ]
-
-
-@pytest.fixture(scope="session")
-def tied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny(tmp_path_factory.getbasetemp(), tied=True)
-
-
-@pytest.fixture(scope="session")
-def untied(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny(tmp_path_factory.getbasetemp(), tied=False)
 
 
 @pytest.fixture(scope="session")
