@@ -48,7 +48,7 @@ def main(
     ):
         batches = [sample[start * size : (start + 1) * size] for start in range(rounds)]
         results.append(_compare(f"{name}, batch {size}", ours, theirs, batches))
-        console.print(results[-1])
+        console.print(f"{name}, batch {size}: {results[-1]['ratio']:.2f} x transformers", highlight=False)
     table = Table("task", "notes/s", "transformers", "ratio", title=f"medians of {rounds} rounds, turn by turn")
     for row in results:
         table.add_row(row["task"], f"{row['ours']:.2f}", f"{row['transformers']:.2f}", f"{row['ratio']:.2f}")
