@@ -33,7 +33,8 @@ def assert_all_is_well(pipeline: Pipeline) -> None:
 
 
 def test_updater_killed_with_batches_in_flight(pipeline: Pipeline) -> None:
-    script = script_of(NOTES)
+    # Many seconds of work, so that the kill comes in the middle of it on any machine.
+    script = script_of(4 * NOTES)
     updater = pipeline.start_updater()
     pipeline.publish(*script)
     share = pipeline.wait_until_committed(0.3)

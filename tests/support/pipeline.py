@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +22,14 @@ from tests.support.processes import CommandProcess, wait_until
 
 __all__ = ["Pipeline", "note_publication", "script_of", "short_notes"]
 
-# The built-in cluster forgets a member, even one that has left, only when its session is over.
-_QUICK_REBALANCE = {"NOTELLM_KAFKA_PROPERTIES": '{"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000}'}
+_ENVIRONMENT = {
+    # The built-in cluster forgets a member, even one that has left, only when its session is over.
+    "NOTELLM_KAFKA_PROPERTIES": '{"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000}',
+    # Small batches and frequent commits: there is always something in flight, and something committed.
+    "NOTELLM_UPDATER_BATCH_NOTES": "8",
+    "NOTELLM_UPDATER_QUEUE_NOTES": "64",
+    "NOTELLM_UPDATER_COMMIT_INTERVAL_S": "0.1",
+}
 
 
 class Pipeline:
@@ -55,7 +62,7 @@ class Pipeline:
             "update",
             *("--kafka", self.kafka.bootstrap_servers, "--milvus", self.milvus.uri, "--bundle", str(self.bundle)),
             cwd=self.folder,
-            env=_QUICK_REBALANCE,
+            env=_ENVIRONMENT,
         )
         self._processes.append(updater)
         return updater
@@ -93,13 +100,14 @@ class Pipeline:
 
     def _offsets(self) -> dict[int, int]:
         consumer = Consumer(
-            {"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": self._group(), "log_level": 3}
+            {"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": self._group, "log_level": 3}
         )
         partitions = [TopicPartition("notes", number) for number in range(4)]
         offsets = {found.partition: found.offset for found in consumer.committed(partitions, timeout=10)}
         consumer.close()
         return offsets
 
+    @functools.cached_property
     def _group(self) -> str:
         client = MilvusClient(self.milvus.uri, timeout=10)
         name = f"notes_{self.encoder.model_version}"
