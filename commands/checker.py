@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 import typer
 from confluent_kafka import Consumer, TopicPartition
-from pymilvus import MilvusClient
+from pymilvus import MilvusClient, MilvusException
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from commands.ledger import LedgerEntry, read_ledger
 from notellm.encoder import NoteEncoder
@@ -153,6 +154,8 @@ def _encode_again(
             verdict.fault("wrong_vectors", f"{note_id}: its vector is off by {off:.2g}, allowed is {VECTOR_BOUND}")
 
 
+# Milvus Lite closes a connection that was idle and pinged it too often: the next call on it fails once.
+@retry(retry=retry_if_exception_type(MilvusException), stop=stop_after_attempt(5), wait=wait_fixed(1), reraise=True)
 def read_rows(uri: str, alias: str) -> list[dict[str, Any]]:
     """Every row behind the alias."""
     client = MilvusClient(uri, timeout=30)
