@@ -26,6 +26,7 @@ __all__ = [
     "Manifest",
     "ParityReport",
     "ParityRow",
+    "Precision",
     "TagLimits",
     "describe_files",
     "hash_file",
@@ -39,6 +40,9 @@ FORMAT_VERSION: Final = 1
 MANIFEST: Final = "notellm.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
+
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -57,12 +61,14 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the graph may be driven; the encoder obeys.
 
     ``prefix_cache``: the instruction's KV cache may be given as a past. ``multi_token_past``: several new tokens per
-    row may follow a past in a batch. ``kv_layout``: the order of a cache's four dimensions.
+    row may follow a past in a batch. ``kv_layout``: the order of a cache's four dimensions, and what its third one
+    counts: *tokens* as they were fed, padding included, where ``attention_mask`` tells which are real; or each row's own
+    *positions*, where a new token takes the place of the row's padding and ``attention_mask`` only tells lengths.
     """
 
     prefix_cache: bool = True
     multi_token_past: bool = True
-    kv_layout: Literal["batch_heads_tokens_dim"] = "batch_heads_tokens_dim"
+    kv_layout: Literal["batch_heads_tokens_dim", "batch_heads_positions_dim"] = "batch_heads_tokens_dim"
 
 
 class ParityRow(msgspec.Struct, frozen=True):
@@ -97,7 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int
     head_dim: int
     max_positions: int
-    precision: Literal["fp32"]
+    precision: Precision
     template: Template
     categories: list[str]
     token_ids: TokenIds
@@ -109,6 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parity: ParityReport
     files: dict[str, FileEntry]
     made_with: dict[str, str]
+    kv_dtype: Literal["float32", "float16"] = "float32"
 
 
 class Bundle(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ __all__ = [
     "EncoderSettings",
     "KafkaSettings",
     "MilvusSettings",
+    "OperationsSettings",
     "Settings",
     "UpdaterSettings",
     "load_settings",
@@ -56,16 +57,35 @@ class KafkaSettings(_Section):
     group_prefix: str = Field(
         "notellm", min_length=1, description="Begins the consumer group's name; database and collection follow."
     )
+    assignor: Literal["cooperative-sticky", "range", "roundrobin"] = Field(
+        "cooperative-sticky",
+        description="How the group shares the partitions out; the same for all updaters of a group. cooperative-sticky "
+        "takes only those partitions away that go to another updater, the others take all.",
+    )
+    group_instance_id: str = Field(
+        "",
+        description="Static membership: a name of this updater alone, the same after a restart, which then costs no "
+        "rebalance within session.timeout.ms. Empty: none.",
+    )
+    vectors_topic_prefix: str = Field(
+        "",
+        description="Also publish what was written, one record per acknowledged note, to the compacted topic "
+        "<prefix>.<model_version>; note-vectors is the usual prefix. Empty: do not.",
+    )
     properties: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
         repr=False,  # It may hold sasl.password.
-        description="Any librdkafka property, passed through to consumer and producers (security, timeouts, assignor).",
+        description="Any librdkafka property, passed through to consumer and producers (security, timeouts).",
     )
 
     @field_validator("properties")
     @classmethod
     def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         owned = {"bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset"}
+        settings = {"partition.assignment.strategy": "kafka.assignor", "group.instance.id": "kafka.group_instance_id"}
+        for name, setting in settings.items():
+            if name in value:
+                raise ValueError(f"{name} has a setting of its own: {setting}")
         taken = sorted(owned & set(value))
         if taken:
             raise ValueError(f"{taken[0]} is set by the updater itself, or nothing acknowledged could be kept safe")
@@ -104,6 +124,21 @@ class EncoderSettings(_Section):
     threads: int = Field(0, ge=0, le=1024, description="Threads of one pass on CPU; 0 is one per core.")
     token_budget: int = Field(2048, ge=64, le=1_048_576, description="Padded tokens in one batch, at most.")
     max_rows: int = Field(16, ge=1, le=4096, description="Notes in one batch, at most.")
+    in_process: bool = Field(
+        False, description="Run the model inside the updater instead of in a child process; for debugging only."
+    )
+    memory_limit_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory that the encoder's process may take for data (RLIMIT_DATA, Linux), in MiB; past it, it is "
+        "started again and the note to blame becomes a dead letter. 0: no limit.",
+    )
+    start_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds within which the encoder's process must have loaded the model."
+    )
+    answer_timeout_s: float = Field(
+        300.0, gt=0, description="Seconds without an answer after which the encoder's process counts as hung."
+    )
 
 
 class UpdaterSettings(_Section):
@@ -125,6 +160,13 @@ class UpdaterSettings(_Section):
     retry_max_s: float = Field(5.0, gt=0, le=300, description="Longest wait between two tries while Milvus is away.")
 
 
+class OperationsSettings(_Section):
+    """What operators look at: /metrics, /healthz, /readyz."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(9464, ge=0, le=65535, description="Port to listen on; 0 turns it off.")
+
+
 class Settings(BaseSettings):
     """All sections; see each field's description."""
 
@@ -140,6 +182,7 @@ class Settings(BaseSettings):
     milvus: MilvusSettings = Field(default_factory=MilvusSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     updater: UpdaterSettings = Field(default_factory=UpdaterSettings)
+    operations: OperationsSettings = Field(default_factory=OperationsSettings)
 
     @classmethod
     def settings_customise_sources(
