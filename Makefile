@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUNDLE := build/bundle
+SERVERS := build/servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bundle demo dev test check docs bench clean
+.PHONY: help setup bundle servers demo dev test test-long check docs bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(VENV)/ready ## Make .venv with everything (Python 3.11+; about 6 GB, minutes the first time)
 
@@ -28,14 +29,37 @@ bundle: $(BUNDLE)/notellm.json ## Export smollm2 to build/bundle (once, about 3 
 $(BUNDLE)/notellm.json: | $(VENV)/ready
 	$(BIN)/python export/to_onnx.py --model smollm2 --out $(BUNDLE)
 
+servers: $(SERVERS)/kafka/ready $(SERVERS)/milvus/ready ## Fetch the real Kafka and Milvus that tests start (100 MB)
+
+# Where one of them cannot be had, the tests that need it say so: skipped on a laptop, failed in CI.
+$(SERVERS)/kafka/ready: tests/support/kafka/pom.xml
+	@rm -rf $(SERVERS)/kafka && mkdir -p $(SERVERS)/kafka
+	@if command -v mvn >/dev/null; then \
+	  echo "fetching Apache Kafka" && \
+	  mvn --batch-mode --quiet --file $< dependency:copy-dependencies -DoutputDirectory=$(abspath $(SERVERS)/kafka/jars) && \
+	  touch $@; \
+	else echo "no real Kafka for the tests: it takes Maven (mvn) to fetch it"; fi
+
+$(SERVERS)/milvus/ready: tests/support/milvus/requirements.txt | $(VENV)/ready
+	@rm -rf $(SERVERS)/milvus && mkdir -p $(SERVERS)/milvus
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	  echo "fetching Milvus" && \
+	  $(PIP) install --quiet --no-deps --target $(SERVERS)/milvus/package --requirement $< && \
+	  $(BIN)/python -m tests.support.milvus_server $(SERVERS)/milvus/package $(SERVERS)/milvus/installation && \
+	  rm -r $(SERVERS)/milvus/package && touch $@; \
+	else echo "no real Milvus for the tests: it comes for Linux on x86-64 only"; fi
+
 demo: bundle ## The main job from end to end, checked, on the embedded default
 	$(BIN)/notellm demo
 
 dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 	$(BIN)/notellm dev
 
-test: bundle ## All tests
+test: bundle servers ## All tests but the long ones
 	$(BIN)/python -m pytest
+
+test-long: bundle servers ## The long tests: full sizes
+	$(BIN)/python -m pytest -m long
 
 check: setup ## Formatting, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -9,22 +9,24 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
 import typer
 from confluent_kafka import Consumer, TopicPartition
+from numpy.typing import NDArray
 from pymilvus import MilvusClient, MilvusException
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from commands.ledger import LedgerEntry, read_ledger
 from notellm.encoder import NoteEncoder
 from notellm.messages import Note, NoteRecord, parse_record
+from notellm.settings import load_settings
 
-__all__ = ["Verdict", "dead_letters_wanted", "judge", "main", "wanted_rows"]
+__all__ = ["BundleReference", "Reference", "Verdict", "dead_letters_wanted", "judge", "main", "wanted_rows"]
 
 SAMPLE = 20
 VECTOR_BOUND = 1e-4  # batch == single, as the encoder promises for fp32
@@ -32,6 +34,36 @@ _FIELDS = ["note_id", "title", "hashtags", "category", "published_at", "text_has
 _SOURCE = ["source_partition", "source_offset", "generated_category"]
 
 Place = tuple[str, int, int]
+
+
+class Reference(Protocol):
+    """The model, to compute again what a row must hold."""
+
+    @property
+    def model_version(self) -> str: ...
+
+    @property
+    def categories(self) -> Sequence[str]: ...
+
+    def text_hash(self, note: Note) -> str: ...
+
+    def embed(self, notes: Sequence[Note]) -> NDArray[np.float32]:
+        """``[N, D]``."""
+
+
+class BundleReference:
+    """A bundle, run by the encoder in this process."""
+
+    def __init__(self, encoder: NoteEncoder) -> None:
+        self._encoder = encoder
+        self.model_version = encoder.model_version
+        self.categories = encoder.bundle.manifest.categories
+
+    def text_hash(self, note: Note) -> str:
+        return self._encoder.prompt(note).text_hash
+
+    def embed(self, notes: Sequence[Note]) -> NDArray[np.float32]:
+        return np.stack([encoded.embedding for encoded in self._encoder.encode(notes, embed_only=True)])
 
 
 class Verdict(msgspec.Struct):
@@ -90,25 +122,25 @@ def dead_letters_wanted(entries: Iterable[LedgerEntry]) -> set[Place]:
 
 
 def judge(
-    entries: list[LedgerEntry], rows: list[dict[str, Any]], found_dead_letters: set[Place], encoder: NoteEncoder
+    entries: list[LedgerEntry], rows: list[dict[str, Any]], found_dead_letters: set[Place], reference: Reference
 ) -> Verdict:
     """``rows`` is everything that the alias shows, embeddings included."""
     live, deleted = wanted_rows(entries)
     by_id = {str(row["note_id"]): row for row in rows}
-    verdict = Verdict(live=len(live), deleted=len(deleted), model_version=encoder.model_version)
+    verdict = Verdict(live=len(live), deleted=len(deleted), model_version=reference.model_version)
     verdict.dead_letters = len(found_dead_letters)
     for note_id, wanted in live.items():
         if note_id not in by_id:
             verdict.fault("lost", f"{note_id} is not in Milvus")
             continue
         verdict.searchable += 1
-        wrong = _difference(wanted, by_id[note_id], encoder)
+        wrong = _difference(wanted, by_id[note_id], reference)
         if wrong:
             verdict.fault("stale", f"{note_id}: {wrong}")
     for note_id in sorted(set(by_id) - set(live)):
         why = "was deleted" if note_id in deleted else "was never published"
         verdict.fault("resurrected", f"{note_id} is in Milvus, but {why}")
-    _encode_again(live, by_id, encoder, verdict)
+    _embed_again(live, by_id, reference, verdict)
     wanted_letters = dead_letters_wanted(entries)
     for place in sorted(wanted_letters - found_dead_letters):
         verdict.fault("missing_dead_letters", f"{place} is broken, and no dead letter")
@@ -117,7 +149,7 @@ def judge(
     return verdict
 
 
-def _difference(wanted: Wanted, row: dict[str, Any], encoder: NoteEncoder) -> str:
+def _difference(wanted: Wanted, row: dict[str, Any], reference: Reference) -> str:
     """The first field that is not as the last valid version would have it, or ""."""
     note = wanted.note
     expected = {
@@ -128,28 +160,27 @@ def _difference(wanted: Wanted, row: dict[str, Any], encoder: NoteEncoder) -> st
         "category": note.category,
         "attributes": note.attributes,
         "published_at": note.published_at,
-        "text_hash": encoder.prompt(note).text_hash,
-        "model_version": encoder.model_version,
+        "text_hash": reference.text_hash(note),
+        "model_version": reference.model_version,
     }
     for field, value in expected.items():
         found = list(row[field]) if field == "hashtags" else row[field]
         if found != value:
             return f"{field} is {found!r}, not {value!r}"
-    categories = encoder.bundle.manifest.categories
-    if row["generated_category"] not in categories:
-        return f"generated_category is {row['generated_category']!r}, which is none of the bundle's"
+    if row["generated_category"] not in reference.categories:
+        return f"generated_category is {row['generated_category']!r}, which is none of the model's"
     return ""
 
 
-def _encode_again(
-    live: dict[str, Wanted], rows: dict[str, dict[str, Any]], encoder: NoteEncoder, verdict: Verdict
+def _embed_again(
+    live: dict[str, Wanted], rows: dict[str, dict[str, Any]], reference: Reference, verdict: Verdict
 ) -> None:
     there = sorted(set(live) & set(rows))
     sample = random.Random(0).sample(there, min(SAMPLE, len(there)))
-    encoded = encoder.encode([live[note_id].note for note_id in sample], embed_only=True)
-    for note_id, again in zip(sample, encoded, strict=True):
+    again = reference.embed([live[note_id].note for note_id in sample]) if sample else ()
+    for note_id, embedding in zip(sample, again, strict=True):
         stored = np.asarray(rows[note_id]["embedding"], np.float32)
-        off = float(np.abs(stored - again.embedding).max())
+        off = float(np.abs(stored - embedding).max())
         if not off <= VECTOR_BOUND:
             verdict.fault("wrong_vectors", f"{note_id}: its vector is off by {off:.2g}, allowed is {VECTOR_BOUND}")
 
@@ -170,7 +201,9 @@ def read_rows(uri: str, alias: str) -> list[dict[str, Any]]:
     return rows
 
 
-def read_dead_letters(bootstrap_servers: str, topic: str, seconds: float = 30.0) -> set[Place]:
+def read_dead_letters(
+    bootstrap_servers: str, topic: str, properties: Mapping[str, Any] | None = None, seconds: float = 30.0
+) -> set[Place]:
     """Where each dead letter came from, by its own headers; reads the topic from its beginning to its end."""
     consumer = Consumer(
         {
@@ -178,6 +211,7 @@ def read_dead_letters(bootstrap_servers: str, topic: str, seconds: float = 30.0)
             "group.id": "notellm-checker",
             "enable.auto.commit": False,
             "log_level": 3,
+            **(properties or {}),
         }
     )
     places: set[Place] = set()
@@ -218,8 +252,8 @@ def main(
     verdict = judge(
         list(read_ledger(ledger)),
         read_rows(milvus, alias),
-        read_dead_letters(kafka, dead_letter_topic),
-        NoteEncoder.load(bundle),
+        read_dead_letters(kafka, dead_letter_topic, load_settings().kafka.properties),
+        BundleReference(NoteEncoder.load(bundle)),
     )
     out.write_bytes(msgspec.json.format(msgspec.json.encode(verdict), indent=2) + b"\n")
     for line in verdict.faults[:20]:

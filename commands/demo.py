@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any
@@ -22,18 +22,19 @@ from rich.table import Table
 
 from commands.checker import Verdict
 from commands.console import err, fail, out
+from commands.demo_kafka import demo_kafka
 from commands.demo_progress import DemoProgress, on_screen, percentiles
 from commands.demo_script import FEWEST_NOTES, Publication, demo_script
-from commands.embedded import EmbeddedKafka, MilvusLite
-from commands.encoders import load_encoder
+from commands.embedded import MilvusLite
+from commands.encoders import open_encoder
 from commands.ledger import Ledger
-from commands.options import settings_from
 from commands.publisher import NotePublisher
+from consumers.protocols import Encoder
 from consumers.service import updater_service
-from notellm.encoder import NoteEncoder
+from notellm.bundle import Manifest, read_manifest
 from notellm.errors import NoteLLMError
 from notellm.messages import Note, NoteRecord, parse_record
-from notellm.settings import Settings
+from notellm.settings import Settings, load_settings
 
 __all__ = ["demo"]
 
@@ -53,6 +54,16 @@ def demo(
     work: Annotated[
         Path, typer.Option(help="Milvus's data, the ledger and report.json.", envvar="NOTELLM_CLI_WORK")
     ] = Path("build/demo"),
+    kafka: Annotated[
+        str | None,
+        typer.Option(
+            "--kafka",
+            help="A Kafka of yours, host:port, instead of the embedded one; the demo makes two topics of its own "
+            "there, and deletes them at the end.",
+            envvar="NOTELLM_CLI_KAFKA",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Publish notes through an embedded Kafka, watch them become searchable in an embedded Milvus, and check every one.
 
@@ -62,24 +73,22 @@ def demo(
     Examples:
       notellm demo
       notellm demo --notes data/kuairec/notes.jsonl
+      notellm demo --kafka 127.0.0.1:9092
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     logging.getLogger("consumers").setLevel(logging.ERROR)
     _export_once(bundle)
-    with err.status("loading the model"):
-        encoder = load_encoder(settings_from(None, bundle=bundle).encoder)
     script = demo_script(_read(notes))
     shutil.rmtree(work, ignore_errors=True)
-    kafka = EmbeddedKafka()
     milvus = MilvusLite(work / "milvus", log=work / "milvus.log")
-    milvus.start()
-    try:
-        settings = settings_from(None, kafka=kafka.bootstrap_servers, milvus=milvus.uri, bundle=bundle)
-        kafka.create_topics(settings.kafka.notes_topic, settings.kafka.dead_letter_topic)
-        progress, idle = _run(settings, encoder, script, work / "ledger.jsonl")
-        _show_neighbours(settings, encoder)
-        verdict = _judge(settings, work)
-    finally:
-        milvus.stop()
+    with demo_kafka(kafka) as flags:
+        milvus.start()
+        try:
+            settings = load_settings(None, {**flags, "milvus.uri": milvus.uri, "encoder.bundle": bundle})
+            progress, idle = _run(settings, script, work / "ledger.jsonl")
+            _show_neighbours(settings, read_manifest(bundle))
+            verdict = _judge(settings, work)
+        finally:
+            milvus.stop()
     report = _report(script, progress, idle, verdict)
     (work / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     _conclude(report, verdict, work)
@@ -114,15 +123,17 @@ def _read(file: Path) -> list[Note]:
     return notes
 
 
-def _run(
-    settings: Settings, encoder: NoteEncoder, script: list[Publication], ledger_file: Path
-) -> tuple[DemoProgress, DemoProgress]:
+def _run(settings: Settings, script: list[Publication], ledger_file: Path) -> tuple[DemoProgress, DemoProgress]:
     """Everything between the first record and the last acknowledgement. Returns what was seen under load and idle."""
     watched = _Switch()
     ledger = Ledger(ledger_file, settings.kafka.notes_topic)
     publisher = NotePublisher(settings.kafka)
-    with updater_service(settings, encoder, watched) as updater, _in_background(updater.run, updater.stop) as check:
-        load = watched.now
+    with (
+        _loaded(settings) as encoder,
+        updater_service(settings, encoder, watched) as updater,
+        _in_background(updater.run, updater.stop) as check,
+    ):
+        load = watched.turn()
         with on_screen(load, err):
             for publication in script:
                 _publish(publisher, ledger, publication)
@@ -144,6 +155,14 @@ def _run(
         idle.finish()
     ledger.close()
     return load, idle
+
+
+@contextmanager
+def _loaded(settings: Settings) -> Iterator[Encoder]:
+    with ExitStack() as stack:
+        with err.status("loading the model"):
+            encoder = stack.enter_context(open_encoder(settings.encoder))
+        yield encoder
 
 
 class _Switch:
@@ -170,7 +189,7 @@ def _publish(publisher: NotePublisher, ledger: Ledger, publication: Publication)
     publisher.publish(publication.key, publication.value, delivered)
 
 
-def _short_notes(script: list[Publication], encoder: NoteEncoder) -> list[Note]:
+def _short_notes(script: list[Publication], encoder: Encoder) -> list[Note]:
     """Whole notes of at most 128 tokens, prompt and all."""
     found: dict[str, Note] = {}
     for publication in script:
@@ -178,9 +197,9 @@ def _short_notes(script: list[Publication], encoder: NoteEncoder) -> list[Note]:
             continue
         record = parse_record(publication.key, publication.value, 0)
         assert isinstance(record, NoteRecord)
-        if len(encoder.prompt(record.note).ids) <= _IDLE_TOKENS:
-            found.setdefault(record.note.note_id, record.note)
-    return list(found.values())[:_IDLE_NOTES]
+        found.setdefault(record.note.note_id, record.note)
+    prompts = zip(found.values(), encoder.build_prompts(list(found.values())), strict=True)
+    return [note for note, prompt in prompts if len(prompt.ids) <= _IDLE_TOKENS][:_IDLE_NOTES]
 
 
 @contextmanager
@@ -217,13 +236,13 @@ def _wait(done: Callable[[], bool], check: Callable[[], None]) -> None:
         time.sleep(0.005)
 
 
-def _show_neighbours(settings: Settings, encoder: NoteEncoder) -> None:
+def _show_neighbours(settings: Settings, manifest: Manifest) -> None:
     """A few notes, read as any reader would: a plain client, through the alias."""
     client = MilvusClient(settings.milvus.uri, timeout=settings.milvus.timeout_s)
     alias = settings.milvus.alias
     fields = ["note_id", "title", "category", "generated_hashtags", "generated_category", "embedding"]
     rows: list[dict[str, Any]] = []
-    for category in encoder.bundle.manifest.categories[::4]:
+    for category in manifest.categories[::4]:
         rows += client.query(alias, filter=f'category == "{category}" and title != ""', output_fields=fields, limit=1)
     table = Table(
         "note", "generated hashtags", "generated category", "five nearest notes", title="what Milvus shows now"
@@ -236,7 +255,7 @@ def _show_neighbours(settings: Settings, encoder: NoteEncoder) -> None:
         table.add_row(note, ", ".join(row["generated_hashtags"]), row["generated_category"], nearest)
     client.close()
     out.print(table)
-    if encoder.bundle.manifest.projection == "identity":
+    if manifest.projection == "identity":
         out.print(
             "[yellow]The base is untrained:[/] its neighbours and tags show that the system works, "
             "not what NoteLLM can do."

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from commands.console import err, log_to_console
 from commands.embedded import EmbeddedKafka, MilvusLite
-from commands.encoders import load_encoder
+from commands.encoders import open_encoder
 from commands.options import BundleOption, ConfigOption, ProviderOption, settings_from
 from commands.update import stop_on_signals
 from consumers.service import updater_service
@@ -44,7 +44,6 @@ def dev(
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     log_to_console()
     settings = settings_from(config, bundle=bundle, provider=provider)
-    encoder = load_encoder(settings.encoder)
     if fresh:
         shutil.rmtree(data / "milvus", ignore_errors=True)
     kafka = EmbeddedKafka()
@@ -55,8 +54,8 @@ def dev(
         settings = settings_from(
             config, kafka=kafka.bootstrap_servers, milvus=milvus.uri, bundle=bundle, provider=provider
         )
-        with updater_service(settings, encoder) as updater:
-            stop_on_signals(updater)
+        with open_encoder(settings.encoder) as encoder, updater_service(settings, encoder) as updater:
+            stop_on_signals(updater.stop)
             _write_env(data / "env", kafka, milvus)
             _say(settings.kafka.notes_topic, data, kafka, milvus)
             updater.run()

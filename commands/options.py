@@ -43,6 +43,7 @@ def settings_from(
     milvus: str | None = None,
     bundle: Path | None = None,
     provider: str | None = None,
+    in_process: bool | None = None,
 ) -> Settings:
     """All settings, with these flags on top. Raises :class:`notellm.errors.SettingsError`."""
     flags = {
@@ -50,5 +51,6 @@ def settings_from(
         "milvus.uri": milvus,
         "encoder.bundle": bundle,
         "encoder.provider": provider,
+        "encoder.in_process": in_process,
     }
     return load_settings(config, flags)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from consumers.kafka_source import client_properties, inspect_topic
+from consumers.kafka_client import client_properties, make_client
+from consumers.kafka_topics import inspect_topic
 from notellm.errors import NoteLLMError
 from notellm.settings import KafkaSettings
 
@@ -23,14 +23,14 @@ class NotePublisher:
         inspect_topic(settings, settings.notes_topic)
         self._topic = settings.notes_topic
         self._failure: KafkaError | None = None
-        self._producer = Producer(
+        self._producer: Producer = make_client(
+            Producer,
             {
                 **client_properties(settings),
                 "partitioner": "murmur2_random",
                 "enable.idempotence": True,
                 "linger.ms": 5,
             },
-            logger=logging.getLogger("consumers.librdkafka"),
         )
 
     def publish(self, key: bytes | None, value: bytes | None, delivered: Delivered | None = None) -> None:

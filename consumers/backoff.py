@@ -1,4 +1,4 @@
-"""Waiting for Milvus: again and again, a little longer each time, until it answers or the updater is told to stop."""
+"""Waiting for Milvus or the encoder: again and again, a little longer each time, until it is back or we are to stop."""
 
 from __future__ import annotations
 
@@ -17,35 +17,53 @@ from tenacity import (
     wait_random,
 )
 
-from consumers.errors import SinkUnavailable, Stopped
+from consumers.errors import Stopped, Unavailable
+from consumers.outages import Outages
 
-__all__ = ["until_available"]
+__all__ = ["Patience"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def until_available(call: Callable[[], T], *, stop: Event, longest_wait_s: float) -> T:
-    """Call until it raises no :class:`SinkUnavailable`. Raises :class:`Stopped` once ``stop`` is set."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(SinkUnavailable),
-        wait=wait_exponential(multiplier=0.1, max=longest_wait_s) + wait_random(0, min(0.1, longest_wait_s)),
-        stop=stop_when_event_set(stop),
-        sleep=sleep_using_event(stop),
-        before_sleep=_say,
-        retry_error_callback=_stopped,
-    )
-    return retrying(call)
+class Patience:
+    """How long, and until when, one updater waits."""
 
+    def __init__(self, stop: Event, longest_wait_s: float, outages: Outages | None = None) -> None:
+        self._stop = stop
+        self._longest_wait_s = longest_wait_s
+        self._outages = outages or Outages()
 
-def _say(state: RetryCallState) -> None:
-    if state.attempt_number in (1, 5) or state.attempt_number % 20 == 0:
-        log.warning("waiting for Milvus (try %d): %s", state.attempt_number, _error(state))
+    def until_available(self, call: Callable[[], T]) -> T:
+        """Call until it raises no :class:`Unavailable`. Raises :class:`Stopped` once it is time to stop."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_exponential(multiplier=0.1, max=self._longest_wait_s)
+            + wait_random(0, min(0.1, self._longest_wait_s)),
+            stop=stop_when_event_set(self._stop),
+            sleep=sleep_using_event(self._stop),
+            before_sleep=self._say,
+            retry_error_callback=_stopped,
+        )
+        try:
+            return retrying(call)
+        finally:
+            self._outages.end()
+
+    def _say(self, state: RetryCallState) -> None:
+        error = _error(state)
+        self._outages.begin(error)
+        if state.attempt_number in (1, 5) or state.attempt_number % 20 == 0:
+            log.warning("waiting for %s (try %d): %s", error.what, state.attempt_number, error)
 
 
 def _stopped(state: RetryCallState) -> NoReturn:
-    raise Stopped(f"stopped while waiting for Milvus: {_error(state)}")
+    error = _error(state)
+    raise Stopped(f"stopped while waiting for {error.what}: {error}")
 
 
-def _error(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
+def _error(state: RetryCallState) -> Unavailable:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, Unavailable)
+    return error

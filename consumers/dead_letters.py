@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from prometheus_client import Counter
 
 from consumers.errors import UpdaterError
-from consumers.kafka_source import client_properties
+from consumers.kafka_client import client_properties, make_client
 from consumers.protocols import Record
 from notellm.dead_letter import VALUE_OMITTED, dead_letter_headers
 from notellm.settings import KafkaSettings
@@ -49,7 +49,8 @@ class KafkaDeadLetters:
         self._topic = settings.dead_letter_topic
         self._model_version = model_version
         self._again: deque[_Letter] = deque()
-        self._producer = Producer(
+        self._producer: Producer = make_client(
+            Producer,
             {
                 # The broker knows its topic's limit better than we do; whoever knows it too may lower this.
                 "message.max.bytes": 100_000_000,
@@ -60,7 +61,6 @@ class KafkaDeadLetters:
                 # A broker holds its limit against a whole batch: one letter too large would take its neighbours along.
                 "batch.num.messages": 1,
             },
-            logger=logging.getLogger("consumers.librdkafka"),
         )
 
     def send(self, record: Record, *, stage: str, reason: str, error: Exception, delivered: Callable[[], None]) -> None:

@@ -10,14 +10,14 @@ from threading import Lock
 
 import numpy as np
 
-from consumers.errors import RowRefused, SinkUnavailable
+from consumers.errors import CollectionGone, RowRefused, SinkUnavailable
 from consumers.partitioner import murmur2_partition
-from consumers.protocols import Record, Row, SourceEvents, StoredRow
+from consumers.protocols import Record, Row, SourceEvents
 from notellm.encoder import EncodedBatch, Tags
 from notellm.messages import Note
 from notellm.prompt import Prompt
 
-__all__ = ["HashEncoder", "MemoryDeadLetters", "MemorySink", "MemorySource", "MemoryTopic"]
+__all__ = ["HashEncoder", "MemoryDeadLetters", "MemoryNoteVectors", "MemorySink", "MemorySource", "MemoryTopic"]
 
 
 @dataclass
@@ -62,10 +62,10 @@ class MemorySource:
 
     def assign(self, partitions: Sequence[int] | range) -> None:
         """Hand partitions over, each from its committed offset."""
-        for partition in partitions:
-            self._next[partition] = self._topic.committed.get(partition, 0)
+        starts = {partition: self._topic.committed.get(partition) for partition in partitions}
+        self._next.update({partition: start or 0 for partition, start in starts.items()})
         assert self._events is not None
-        self._events.assigned(partitions)
+        self._events.assigned(starts)
 
     def revoke(self, partitions: Sequence[int]) -> None:
         """Take partitions away, as a rebalance does."""
@@ -93,49 +93,61 @@ class MemorySource:
     def commit(self, positions: Mapping[int, int]) -> None:
         self._topic.committed.update(positions)
 
+    def high_watermarks(self) -> Mapping[int, int]:
+        logs = self._topic.logs
+        return {partition: logs[partition][-1].offset + 1 for partition in self._next if logs.get(partition)}
+
     def close(self) -> None:
         self.revoke(list(self._next))
 
 
 @dataclass
 class MemorySink:
-    """Rows by note_id. ``away`` makes every call fail; rows whose title is in ``refused_titles`` are refused."""
+    """Rows by note_id. ``away`` makes every call fail, ``gone`` is a collection that was dropped.
+
+    Rows whose title is in ``refused_titles`` are refused, and those that carry tags in ``refused_tags``.
+    """
 
     rows: dict[str, Row] = field(default_factory=dict)
     away: bool = False
+    gone: bool = False
     refused_titles: set[str] = field(default_factory=set)
+    refused_tags: set[str] = field(default_factory=set)
     before_upsert: Callable[[Sequence[Row]], None] | None = None
     _lock: Lock = field(default_factory=Lock)
 
-    def stored(self, note_ids: Sequence[str]) -> Mapping[str, StoredRow]:
-        self._check()
+    def stored(self, note_ids: Sequence[str]) -> Mapping[str, Row]:
+        self.check()
         with self._lock:
-            found = [self.rows[note_id] for note_id in note_ids if note_id in self.rows]
-        return {
-            r.note_id: StoredRow(r.text_hash, r.embedding, r.generated_hashtags, r.generated_category) for r in found
-        }
+            return {note_id: self.rows[note_id] for note_id in note_ids if note_id in self.rows}
 
     def upsert(self, rows: Sequence[Row]) -> None:
-        self._check()
+        self.check()
         if self.before_upsert:
             self.before_upsert(rows)
-        refused = [row.note_id for row in rows if row.title in self.refused_titles]
+        refused = [
+            row.note_id
+            for row in rows
+            if row.title in self.refused_titles or self.refused_tags & set(row.generated_hashtags)
+        ]
         if refused:
-            raise RowRefused(f"title of {refused[0]!r} is refused")
+            raise RowRefused(f"{refused[0]!r} is refused")
         if len({row.note_id for row in rows}) != len(rows):
             raise AssertionError("a note_id came twice in one upsert")
         with self._lock:
             self.rows.update({row.note_id: replace(row) for row in rows})
 
     def delete(self, note_ids: Sequence[str]) -> None:
-        self._check()
+        self.check()
         with self._lock:
             for note_id in note_ids:
                 self.rows.pop(note_id, None)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.away:
             raise SinkUnavailable("the in-memory sink is away")
+        if self.gone:
+            raise CollectionGone("the in-memory collection was dropped")
 
 
 @dataclass
@@ -155,6 +167,41 @@ class MemoryDeadLetters:
             self._waiting.pop(0)()
 
 
+@dataclass
+class MemoryNoteVectors:
+    """What a reader of the topic would hold: the last row of each note. Delivery is confirmed at :meth:`poll`."""
+
+    latest: dict[str, Row] = field(default_factory=dict)
+    records: int = 0
+    held: bool = False
+    _waiting: list[Callable[[], None]] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock)
+
+    def send(self, row: Row, delivered: Callable[[], None], alive: Callable[[], bool]) -> None:
+        self._keep(lambda: self.latest.update({row.note_id: row}), delivered, alive)
+
+    def delete(self, note_id: str, delivered: Callable[[], None], alive: Callable[[], bool]) -> None:
+        self._keep(lambda: self.latest.pop(note_id, None), delivered, alive)
+
+    def purge(self) -> None:
+        """Nothing is ever on its way."""
+
+    def _keep(self, keep: Callable[[], object], delivered: Callable[[], None], alive: Callable[[], bool]) -> None:
+        with self._lock:
+            if alive():
+                keep()
+                self.records += 1
+                self._waiting.append(delivered)
+
+    def poll(self) -> None:
+        """Confirm, unless the brokers are ``held`` up."""
+        with self._lock:
+            waiting = [] if self.held else self._waiting
+            self._waiting = self._waiting if self.held else []
+        for delivered in waiting:
+            delivered()
+
+
 class HashEncoder:
     """A model whose embedding is drawn from a hash of the prompt's text: deterministic, other for other text."""
 
@@ -169,6 +216,9 @@ class HashEncoder:
     def prompt(self, note: Note) -> Prompt:
         text = f"{note.title}\n{', '.join(note.hashtags)}\n{note.content[:1000]}"
         return Prompt(text, hashlib.sha256(text.encode()).hexdigest(), [], list(note.hashtags))
+
+    def build_prompts(self, notes: Sequence[Note]) -> list[Prompt]:
+        return [self.prompt(note) for note in notes]
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[EncodedBatch]:
         for start in range(0, len(prompts), 8):

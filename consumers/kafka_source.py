@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -13,58 +13,25 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
 
 from consumers.errors import OffsetOutOfRange, UpdaterError
+from consumers.high_watermarks import AskedHighWatermarks
+from consumers.kafka_client import client_properties, make_client
+from consumers.kafka_topics import TopicFacts, inspect_topic
+from consumers.missed_tombstones import Start, TombstoneWatch, read_start, write_start
 from consumers.protocols import Record, SourceEvents
 from notellm.settings import KafkaSettings
 
 __all__ = ["KafkaSource", "TopicFacts", "inspect_topic"]
 
 log = logging.getLogger(__name__)
-_kafka_log = logging.getLogger("consumers.librdkafka")
 
 _COOPERATIVE = "cooperative-sticky"
-_BROKER_SECONDS = 10.0
-
-
-class TopicFacts:
-    """What is known of a topic before it is read. ``epoch`` is its id, or "" where the broker does not tell."""
-
-    def __init__(self, partitions: int, epoch: str) -> None:
-        self.partitions = partitions
-        self.epoch = epoch
-
-
-def inspect_topic(settings: KafkaSettings, topic: str) -> TopicFacts:
-    """Reach the brokers and look at ``topic``. Raises :class:`UpdaterError` that names the setting that is wrong."""
-    admin = AdminClient(client_properties(settings), logger=_kafka_log)
-    try:
-        metadata = admin.list_topics(topic, timeout=_BROKER_SECONDS)
-    except KafkaException as error:
-        raise UpdaterError(
-            f"kafka.bootstrap_servers: {settings.bootstrap_servers!r} cannot be reached: {error.args[0].str()}"
-        ) from None
-    found = metadata.topics[topic]
-    if found.error is not None:
-        raise UpdaterError(f"topic {topic!r} on {settings.bootstrap_servers}: {found.error.str()}; create it first")
-    return TopicFacts(len(found.partitions), _topic_id(admin, topic))
-
-
-def _topic_id(admin: AdminClient, topic: str) -> str:
-    try:
-        described = admin.describe_topics(TopicCollection([topic]), request_timeout=2.0)[topic].result(timeout=3.0)
-    except (KafkaException, TimeoutError):
-        return ""  # librdkafka's built-in cluster has no topic ids
-    return str(described.topic_id)
-
-
-def client_properties(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client of the project is made with; the user's own properties win."""
-    return {"bootstrap.servers": settings.bootstrap_servers, "client.id": "notellm", **settings.properties}
+# A broker that is restarted hands its groups over within this time; the client asks again meanwhile.
+_OFFSETS_SECONDS = 30.0
+_COMMIT_AGAIN_SECONDS = 1.0
 
 
 class KafkaSource:
@@ -72,13 +39,22 @@ class KafkaSource:
 
     A partition without a committed offset is read from its beginning, by an explicit assignment; and
     ``auto.offset.reset=error`` makes an offset that is no longer there an error, never a silent jump.
+
+    A commit that the group refuses, because a rebalance is under way or we are no member any more, is sent again while
+    the partition is ours and forgotten when it is not: its next owner reads what it stood for again.
+
+    Where ``delete_retention_ms`` of the topic is known, it says so when deletions may have been missed.
     """
 
-    def __init__(self, settings: KafkaSettings, group_id: str) -> None:
+    def __init__(self, settings: KafkaSettings, group_id: str, *, delete_retention_ms: int | None = None) -> None:
         self._topic = settings.notes_topic
-        strategy = str(settings.properties.get("partition.assignment.strategy", _COOPERATIVE))
-        self._cooperative = strategy == _COOPERATIVE
-        self._consumer = Consumer(
+        self._delete_retention_ms = delete_retention_ms
+        self._settings = settings
+        self._group_id = group_id
+        self._cooperative = settings.assignor == _COOPERATIVE
+        static = {"group.instance.id": settings.group_instance_id} if settings.group_instance_id else {}
+        self._consumer: Consumer = make_client(
+            Consumer,
             {
                 # One poll may be a drain: the group must not throw us out meanwhile.
                 "max.poll.interval.ms": 300_000,
@@ -86,16 +62,23 @@ class KafkaSource:
                 "queued.max.messages.kbytes": 16_384,
                 "error_cb": lambda error: log.warning("Kafka: %s", error.str()),
                 **client_properties(settings),
-                "partition.assignment.strategy": strategy,
+                **static,
+                "partition.assignment.strategy": settings.assignor,
                 "group.id": group_id,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
-                "on_commit": _say_failed_commit,
+                "on_commit": self._on_commit,
             },
-            logger=_kafka_log,
         )
         self._events: SourceEvents | None = None
+        self._starts: dict[int, Start] = {}  # of each partition that is ours
+        self._watches: dict[int, TombstoneWatch] = {}  # until one has given the alarm
+        self._positions: dict[int, int] = {}  # what we last tried to commit
+        self._refused: set[int] = set()  # partitions whose last commit failed
+        self._commit_again_at = 0.0
+        self._paused = False
+        self._asked = AskedHighWatermarks(settings, self._topic)
 
     def subscribe(self, events: SourceEvents) -> None:
         self._events = events
@@ -104,6 +87,8 @@ class KafkaSource:
         )
 
     def poll(self, timeout_s: float) -> Record | None:
+        if self._refused and time.monotonic() >= self._commit_again_at:
+            self._commit({partition: self._positions[partition] for partition in self._refused})
         message = self._consumer.poll(timeout_s)
         # Never "if not message": a Message is falsy when its value is empty or null, and every tombstone is.
         if message is None:
@@ -112,70 +97,161 @@ class KafkaSource:
         if error is not None:
             self._raise(error, message)
             return None
-        return _record(message)
+        record = _record(message)
+        self._look_for_missed_tombstones(record)
+        return record
 
     def pause(self) -> None:
+        self._paused = True
         self._consumer.pause(self._consumer.assignment())
 
     def resume(self) -> None:
+        self._paused = False
+        self._asked.forget()
         self._consumer.resume(self._consumer.assignment())
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        self._consumer.commit(offsets=self._partitions(positions), asynchronous=True)
+        self._positions.update(positions)
+        self._commit({**{partition: self._positions[partition] for partition in self._refused}, **positions})
+
+    def high_watermarks(self) -> Mapping[int, int]:
+        """What the last fetch said; while paused nothing is fetched, and the brokers are asked every few seconds.
+
+        A record that a transaction's end marker follows leaves a lag of one: the marker has an offset and is no record.
+        """
+        known = self._fetched_high_watermarks()
+        if self._paused:
+            for partition, asked in self._asked.latest(self._starts).items():
+                known[partition] = max(asked, known.get(partition, 0))
+        return known
 
     def close(self) -> None:
+        # A static member does not leave its group here: it has session.timeout.ms to come back.
         self._consumer.close()
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         assert self._events is not None
-        starts = self._committed(list(partitions))
+        now_ms = int(time.time() * 1000)
+        starts: dict[int, Start] = {}
+        places = self._committed(list(partitions))
+        for place in places:
+            if place.offset == OFFSET_INVALID:
+                place.offset = OFFSET_BEGINNING
+                starts[place.partition] = Start(None, now_ms, now_ms)
+            else:
+                starts[place.partition] = read_start(place.offset, place.metadata)
         if self._cooperative:
-            consumer.incremental_assign(starts)
+            consumer.incremental_assign(places)
         else:
-            consumer.assign(starts)
-        self._events.assigned([start.partition for start in starts])
-        if starts:
-            log.info("assigned %s", ", ".join(f"{s.partition} from {_place(s.offset)}" for s in starts))
+            consumer.assign(places)
+        self._starts.update(starts)
+        if self._delete_retention_ms is not None:
+            for partition, start in starts.items():
+                self._watches[partition] = TombstoneWatch(start, self._delete_retention_ms)
+        self._events.assigned({partition: start.offset for partition, start in starts.items()})
+        if places:
+            log.info("assigned %s", ", ".join(f"{place.partition} from {_place(place.offset)}" for place in places))
 
     def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
         if not partitions:
             return []
         try:
-            starts = self._consumer.committed(partitions, timeout=_BROKER_SECONDS)
+            places: list[TopicPartition] = self._consumer.committed(partitions, timeout=_OFFSETS_SECONDS)
         except KafkaException as error:
             raise UpdaterError(f"the group's offsets cannot be read: {error.args[0].str()}") from None
-        for start in starts:
-            if start.error is not None:
+        for place in places:
+            if place.error is not None:
                 raise UpdaterError(
-                    f"{start.topic}[{start.partition}]: the group's offset cannot be read: {start.error.str()}"
+                    f"{place.topic}[{place.partition}]: the group's offset cannot be read: {place.error.str()}"
                 )
-            if start.offset == OFFSET_INVALID:
-                start.offset = OFFSET_BEGINNING
-        return list(starts)
+        return places
 
     def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         assert self._events is not None
-        positions = self._events.revoked([partition.partition for partition in partitions])
+        going = [partition.partition for partition in partitions]
+        positions = self._events.revoked(going)
         if positions:
             try:
-                consumer.commit(offsets=self._partitions(positions), asynchronous=False)
+                consumer.commit(offsets=self._offsets(positions), asynchronous=False)
             except KafkaException as error:
                 # The next owner reads them again: at-least-once, and unchanged text costs it nothing.
                 log.warning("commit at revocation failed: %s", error)
+        self._let_go(going)
+        self._unassign(consumer, partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        going = [partition.partition for partition in partitions]
+        log.warning("partitions %s were lost to the group", going)
+        self._lose(going)
+        self._unassign(consumer, partitions)
+
+    def _unassign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         if self._cooperative:
             consumer.incremental_unassign(list(partitions))
         else:
             consumer.unassign()
 
-    def _on_lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+    def _lose(self, partitions: Sequence[int]) -> None:
         assert self._events is not None
-        log.warning("partitions %s were lost to the group", [partition.partition for partition in partitions])
-        self._events.lost([partition.partition for partition in partitions])
-        if self._cooperative:
-            consumer.incremental_unassign(list(partitions))
+        self._let_go(partitions)
+        self._events.lost(partitions)
 
-    def _partitions(self, positions: Mapping[int, int]) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, partition, position) for partition, position in positions.items()]
+    def _let_go(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            self._starts.pop(partition, None)
+            self._watches.pop(partition, None)
+            self._positions.pop(partition, None)
+            self._refused.discard(partition)
+
+    def _commit(self, positions: Mapping[int, int]) -> None:
+        self._refused -= positions.keys()
+        try:
+            self._consumer.commit(offsets=self._offsets(positions), asynchronous=True)
+        except KafkaException as error:
+            self._commit_failed(positions, error.args[0].str())
+
+    def _on_commit(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
+        if error is not None and error.code() == KafkaError._NO_OFFSET:  # noqa: SLF001 - that is its public name
+            return
+        failed: dict[int, str] = {}
+        for offset in offsets:
+            reason = offset.error or error
+            if reason is not None:
+                failed[offset.partition] = reason.str()
+        if failed:
+            self._commit_failed(failed, ", ".join(sorted(set(failed.values()))))
+
+    def _commit_failed(self, partitions: Iterable[int], reason: str) -> None:
+        failed = set(partitions)
+        log.warning("commit of partitions %s failed, what is ours of them is sent again: %s", sorted(failed), reason)
+        self._refused |= failed & self._positions.keys()
+        self._commit_again_at = time.monotonic() + _COMMIT_AGAIN_SECONDS
+
+    def _offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
+        now_ms = int(time.time() * 1000)
+        offsets = []
+        for partition, position in positions.items():
+            start = self._starts.get(partition)
+            since = start.reading_since_ms if start is not None else 0
+            offsets.append(TopicPartition(self._topic, partition, position, metadata=write_start(now_ms, since)))
+        return offsets
+
+    def _look_for_missed_tombstones(self, record: Record) -> None:
+        watch = self._watches.get(record.partition)
+        if watch and watch.may_have_missed(record.offset, record.timestamp_ms, int(time.time() * 1000)):
+            log.warning(watch.warning(self._topic, record.partition))
+            del self._watches[record.partition]  # said once
+
+    def _fetched_high_watermarks(self) -> dict[int, int]:
+        known: dict[int, int] = {}
+        for partition in self._starts:
+            try:
+                _, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            except KafkaException:
+                continue
+            if high >= 0:
+                known[partition] = high
+        return known
 
     def _raise(self, error: KafkaError, message: Message) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - that is its public name
@@ -184,7 +260,19 @@ class KafkaSource:
                 f"({error.str()}); notes may have been lost before they were read. To read the partition from its "
                 "beginning, delete the group's offset for it and start again"
             )
-        if error.fatal():
+        if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            raise UpdaterError(
+                f"kafka.assignor: {self._settings.assignor!r} is not how the running updaters of group "
+                f"{self._group_id!r} share the partitions out; give all of them the same, or stop them all to change it"
+            )
+        # What librdkafka cannot recover from comes as _FATAL, and only its text says what it was.
+        if error.code() == KafkaError._FATAL or error.fatal():  # noqa: SLF001
+            self._lose(list(self._starts))  # no callback of the group will come any more
+            if KafkaError(KafkaError.FENCED_INSTANCE_ID).str() in error.str():
+                raise UpdaterError(
+                    f"kafka.group_instance_id: {self._settings.group_instance_id!r} is taken by another updater of "
+                    f"group {self._group_id!r}, which goes on in place of this one; give each a name of its own"
+                )
             raise UpdaterError(f"Kafka consumer: {error.str()}")
         log.warning("Kafka: %s", error.str())
 
@@ -201,14 +289,6 @@ def _record(message: Message) -> Record:
         value=value.encode() if isinstance(value, str) else value,
         headers=tuple((name, content.encode() if isinstance(content, str) else content) for name, content in headers),
     )
-
-
-def _say_failed_commit(error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
-    if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
-        log.warning("commit failed, the next one of these partitions stands for it: %s", error.str())
-    for partition in partitions:
-        if partition.error is not None:
-            log.warning("commit of partition %d failed: %s", partition.partition, partition.error.str())
 
 
 def _place(offset: int) -> str:

@@ -10,10 +10,10 @@ import grpc
 from pymilvus import MilvusClient, MilvusException
 from pymilvus.exceptions import DataNotMatchException, ParamError
 
-from consumers.errors import RowRefused, SinkUnavailable, UpdaterError
+from consumers.errors import CollectionGone, RowRefused, SinkUnavailable, UpdaterError
 from notellm.settings import MilvusSettings
 
-__all__ = ["COLLECTION_NOT_FOUND", "COLLECTION_NOT_LOADED", "connect", "is_lite", "milvus_errors"]
+__all__ = ["COLLECTION_NOT_FOUND", "COLLECTION_NOT_LOADED", "UNEXPECTED", "connect", "is_lite", "milvus_errors"]
 
 # pymilvus logs every failed call with its whole traceback; what matters of it is in the exception.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -21,6 +21,8 @@ logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 COLLECTION_NOT_FOUND = 100
 COLLECTION_NOT_LOADED = 101
 _DATABASE_NOT_FOUND = 800
+# What a server says when it has no code for it.
+UNEXPECTED = 65535
 # "This row is wrong": 1100 invalid parameter on a server, 6 on Milvus Lite. All else may pass: try again.
 _ROW_CODES = {6, 1100}
 
@@ -52,7 +54,10 @@ def connect(settings: MilvusSettings) -> MilvusClient:
 
 @contextmanager
 def milvus_errors() -> Iterator[None]:
-    """Turn what a call raises into :class:`SinkUnavailable`, :class:`RowRefused` or :class:`UpdaterError`."""
+    """Turn what a call raises into :class:`SinkUnavailable`, :class:`RowRefused` or :class:`UpdaterError`.
+
+    A collection that is not there is :class:`CollectionGone`.
+    """
     try:
         yield
     except (DataNotMatchException, ParamError) as error:
@@ -63,7 +68,7 @@ def milvus_errors() -> Iterator[None]:
         if error.code in _ROW_CODES:
             raise RowRefused(_text(error)) from error
         if error.code == COLLECTION_NOT_FOUND:
-            raise UpdaterError(f"Milvus: {_text(error)}; start the updater again to create and fill it") from error
+            raise CollectionGone(f"Milvus: {_text(error)}; start the updater again to create and fill it") from error
         raise SinkUnavailable(_text(error)) from error
     except grpc.RpcError as error:
         raise SinkUnavailable(str(error.code()) if hasattr(error, "code") else repr(error)) from error

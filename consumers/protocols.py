@@ -13,7 +13,7 @@ from notellm.encoder import EncodedBatch
 from notellm.messages import Note, Scalar
 from notellm.prompt import Prompt
 
-__all__ = ["DeadLetters", "Encoder", "Record", "Row", "Sink", "Source", "SourceEvents", "StoredRow"]
+__all__ = ["DeadLetters", "Encoder", "NoteVectors", "Record", "Row", "Sink", "Source", "SourceEvents"]
 
 Floats = NDArray[np.float32]
 
@@ -51,16 +51,6 @@ class Row:
     attributes: dict[str, Scalar] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class StoredRow:
-    """What can be used again of a row that is there, when its prompt text has not changed."""
-
-    text_hash: str
-    embedding: Floats
-    generated_hashtags: list[str]
-    generated_category: str
-
-
 class Encoder(Protocol):
     """The model. One thread at a time calls it. :class:`notellm.encoder.NoteEncoder` is one."""
 
@@ -70,24 +60,31 @@ class Encoder(Protocol):
     @property
     def embedding_dim(self) -> int: ...
 
-    def prompt(self, note: Note) -> Prompt:
-        """The text that the model would read; raises nothing."""
+    def build_prompts(self, notes: Sequence[Note]) -> list[Prompt]:
+        """The text that the model would read of each. Raises as :meth:`stream` does."""
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[EncodedBatch]:
-        """Each row's embedding first, later its tags. Raises NoteRefused when one note cannot be encoded."""
+        """Each row's embedding first, later its tags.
+
+        Raises :class:`notellm.errors.NoteRefused` when one note cannot be encoded, and
+        :class:`consumers.errors.EncoderUnavailable` when none can be now.
+        """
 
 
 class Sink(Protocol):
     """Milvus. Every method raises :class:`SinkUnavailable` when it should be called again later."""
 
-    def stored(self, note_ids: Sequence[str]) -> Mapping[str, StoredRow]:
-        """Rows that are there; a stale answer does no harm."""
+    def stored(self, note_ids: Sequence[str]) -> Mapping[str, Row]:
+        """Rows that are there, whole; a stale answer does no harm."""
 
     def upsert(self, rows: Sequence[Row]) -> None:
         """Write rows of distinct note_ids; returns once they are acknowledged. Raises :class:`RowRefused`."""
 
     def delete(self, note_ids: Sequence[str]) -> None:
         """Delete; an id that is not there is no error."""
+
+    def check(self) -> None:
+        """Raises :class:`UpdaterError` when the collection is not the one that we began with any more."""
 
 
 class DeadLetters(Protocol):
@@ -100,11 +97,33 @@ class DeadLetters(Protocol):
         """Let callbacks run."""
 
 
+class NoteVectors(Protocol):
+    """Where acknowledged rows are published again, for whoever reads Kafka and not Milvus. Thread-safe.
+
+    Per note, the order of the calls is the order in the topic.
+    """
+
+    def send(self, row: Row, delivered: Callable[[], None], alive: Callable[[], bool]) -> None:
+        """Hand over; ``delivered`` is called once the record is safe, from whichever thread polls.
+
+        Once ``alive`` says no, the record has lost its right to be written, and nothing more is heard of it.
+        """
+
+    def delete(self, note_id: str, delivered: Callable[[], None], alive: Callable[[], bool]) -> None:
+        """Hand over a tombstone; otherwise as :meth:`send`."""
+
+    def poll(self) -> None:
+        """Let callbacks run."""
+
+    def purge(self) -> None:
+        """Take back whatever is not delivered and not alive any more."""
+
+
 class SourceEvents(Protocol):
     """What a source tells its owner, always from inside :meth:`Source.poll` or :meth:`Source.close`."""
 
-    def assigned(self, partitions: Iterable[int]) -> None:
-        """These partitions are ours from now on."""
+    def assigned(self, starts: Mapping[int, int | None]) -> None:
+        """These partitions are ours from now on, each read from its committed offset; None: from its beginning."""
 
     def revoked(self, partitions: Iterable[int]) -> Mapping[int, int]:
         """These are about to go: finish what is in flight; the answer's offsets are committed before they go."""
@@ -128,6 +147,9 @@ class Source(Protocol):
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """Store, without waiting, the next offset to read of each partition."""
+
+    def high_watermarks(self) -> Mapping[int, int]:
+        """Of each assigned partition, the offset behind its last record, as far as it is known; never waits."""
 
     def close(self) -> None:
         """Leave the group; calls ``revoked`` for what is still assigned."""

@@ -14,18 +14,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
 from prometheus_client import Counter, Gauge
 
+from consumers.backoff import Patience
 from consumers.changes import Change, Lease, Outcome
 from consumers.encode_stage import EncodeStage
 from consumers.errors import Stopped
 from consumers.offsets import OffsetTracker
+from consumers.outages import Outages
 from consumers.partitioner import murmur2_partition
-from consumers.protocols import DeadLetters, Encoder, Record, Sink, Source
+from consumers.protocols import DeadLetters, Encoder, NoteVectors, Record, Sink, Source
 from consumers.write_stage import Observer, WriteStage
 from notellm.errors import InvalidMessage
 from notellm.messages import Tombstone, parse_record
@@ -38,14 +41,23 @@ log = logging.getLogger(__name__)
 RECORDS = Counter("notellm_records_total", "Records read from the notes topic, by what they are.", ["kind"])
 TRIMMED = Counter("notellm_notes_trimmed_total", "Fields that were cut to their limit.", ["field"])
 MISPLACED = Counter("notellm_misplaced_keys_total", "Records on another partition than murmur2 of their key.")
+LAG = Gauge("notellm_consumer_lag", "Records of a partition of ours that are not safe yet.", ["partition"])
 IN_FLIGHT = Gauge("notellm_notes_in_flight", "Records read and not yet safe.")
+
+_SILENCE_SECONDS = 60.0
 
 
 @dataclass
 class _Assignment:
     lease: Lease
+    start: int | None
     offsets: OffsetTracker = field(default_factory=OffsetTracker)
     committed: int | None = None
+
+    @property
+    def safe(self) -> int:
+        """Every record before it is safe."""
+        return self.offsets.position or self.start or 0
 
 
 class Updater:
@@ -59,12 +71,14 @@ class Updater:
         dead_letters: DeadLetters,
         settings: UpdaterSettings,
         *,
+        note_vectors: NoteVectors | None = None,
         source_epoch: str = "",
         topic_partitions: int | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._source = source
         self._dead_letters = dead_letters
+        self._note_vectors = note_vectors
         self._settings = settings
         self._topic_partitions = topic_partitions
         self._assignments: dict[int, _Assignment] = {}
@@ -74,14 +88,18 @@ class Updater:
         self._stages_stop = Event()
         self._paused = False
         self._said_misplaced = False
-        self._last_commit = time.monotonic()
+        self._last_commit = self._last_turn = time.monotonic()
+        self._joined = False
+        self._outages = Outages()
+        patience = Patience(self._stages_stop, settings.retry_max_s, self._outages)
         self._encode_stage = EncodeStage(
             encoder, sink, dead_letters, settings,
-            source_epoch=source_epoch, report=self._outcomes.put, stop=self._stages_stop,
+            source_epoch=source_epoch, report=self._outcomes.put, patience=patience, stop=self._stages_stop,
         )  # fmt: skip
         self._write_stage = WriteStage(
-            self._encode_stage.outbox, sink, dead_letters, settings,
-            report=self._outcomes.put, settle=self._encode_stage.settle, observer=observer, stop=self._stages_stop,
+            self._encode_stage.outbox, sink, dead_letters, note_vectors,
+            report=self._outcomes.put, settle=self._encode_stage.settle, observer=observer,
+            patience=patience, stop=self._stages_stop,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -110,9 +128,23 @@ class Updater:
         if self._failure is not None:
             raise self._failure
 
+    def health(self) -> list[str]:
+        """What only a restart would mend; empty while all is well. Any thread may ask."""
+        silent = time.monotonic() - self._last_turn
+        # A drain may hold the poller for as long as it is allowed to.
+        if silent > self._settings.drain_timeout_s + _SILENCE_SECONDS:
+            return [f"the poller has not turned for {silent:.0f} s"]
+        return [str(self._failure)] if self._failure is not None else []
+
+    def readiness(self) -> list[str]:
+        """What keeps notes from being taken in now; empty while they are. Any thread may ask."""
+        joining = [] if self._joined else ["waiting for the consumer group to assign partitions"]
+        return [*self.health(), *joining, *self._outages.reasons()]
+
     def _turn(self) -> None:
+        self._last_turn = time.monotonic()
         self._absorb()
-        self._dead_letters.poll()
+        self._poll_producers()
         self._pause_or_resume()
         record = self._source.poll(0.05)
         if record is not None:
@@ -161,6 +193,11 @@ class Updater:
                 )  # fmt: skip
             MISPLACED.inc()
 
+    def _poll_producers(self) -> None:
+        self._dead_letters.poll()
+        if self._note_vectors is not None:
+            self._note_vectors.poll()
+
     def _pause_or_resume(self) -> None:
         in_flight = sum(assignment.offsets.in_flight for assignment in self._assignments.values())
         IN_FLIGHT.set(in_flight)
@@ -189,6 +226,7 @@ class Updater:
 
     def _commit(self) -> None:
         self._last_commit = time.monotonic()
+        self._measure_lag()
         positions = {
             partition: position
             for partition, position in self._positions(self._assignments).items()
@@ -199,15 +237,22 @@ class Updater:
             for partition, position in positions.items():
                 self._assignments[partition].committed = position
 
+    def _measure_lag(self) -> None:
+        for partition, end in self._source.high_watermarks().items():
+            assignment = self._assignments.get(partition)
+            if assignment is not None:
+                LAG.labels(str(partition)).set(max(end - assignment.safe, 0))
+
     def _positions(self, partitions: Iterable[int]) -> dict[int, int]:
         """Of each partition, the offset to commit, where there is one."""
         positions = {partition: self._assignments[partition].offsets.position for partition in partitions}
         return {partition: position for partition, position in positions.items() if position is not None}
 
-    def assigned(self, partitions: Iterable[int]) -> None:
+    def assigned(self, starts: Mapping[int, int | None]) -> None:
         """See :class:`SourceEvents`."""
-        for partition in partitions:
-            self._assignments[partition] = _Assignment(Lease(partition))
+        self._joined = True
+        for partition, start in starts.items():
+            self._assignments[partition] = _Assignment(Lease(partition), start)
         if self._paused:
             self._source.pause()
 
@@ -221,7 +266,7 @@ class Updater:
             if not any(self._assignments[partition].offsets.in_flight for partition in going):
                 break
             self._absorb(wait_s=0.05)
-            self._dead_letters.poll()
+            self._poll_producers()
         self._absorb()
         # All of them, moved or not: one of the commits that nobody waited for may have failed.
         positions = self._positions(going)
@@ -230,10 +275,16 @@ class Updater:
 
     def lost(self, partitions: Iterable[int]) -> None:
         """See :class:`SourceEvents`."""
+        left = 0
         for partition in partitions:
             assignment = self._assignments.pop(partition, None)
             if assignment is not None:
+                with suppress(KeyError):  # where its lag was never known
+                    LAG.remove(str(partition))
                 assignment.lease.draining = assignment.lease.over = True
+                left += assignment.offsets.in_flight
+        if left and self._note_vectors is not None:
+            self._note_vectors.purge()  # or a late record could land behind the next owner's newer one
 
     def _guard(self, run: Callable[[], None]) -> None:
         try:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from queue import Empty, Queue
 from threading import Event
 from typing import Protocol
 
 from prometheus_client import Counter, Histogram
 
-from consumers.backoff import until_available
+from consumers.backoff import Patience
 from consumers.changes import Change, Outcome, Report
-from consumers.encode_stage import Write
+from consumers.encode_stage import Refusal, Write, without_tags
 from consumers.errors import RowRefused
-from consumers.protocols import DeadLetters, Sink
-from notellm.settings import UpdaterSettings
+from consumers.protocols import DeadLetters, NoteVectors, Sink
 
 __all__ = ["Observer", "WriteStage"]
 
@@ -29,6 +29,9 @@ FRESHNESS_SECONDS = Histogram(
     "Seconds from a note's Kafka timestamp to Milvus's acknowledgement of its vector.",
     buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 300, 3600),
 )
+
+
+_CHECK_SECONDS = 10.0
 
 
 class Observer(Protocol):
@@ -47,30 +50,40 @@ class WriteStage:
         inbox: Queue[list[Write]],
         sink: Sink,
         dead_letters: DeadLetters,
-        settings: UpdaterSettings,
+        note_vectors: NoteVectors | None,
         *,
         report: Report,
         settle: Callable[[list[Change]], list[Write]],
         observer: Observer | None,
+        patience: Patience,
         stop: Event,
     ) -> None:
         self._inbox = inbox
         self._sink = sink
         self._dead_letters = dead_letters
-        self._settings = settings
+        self._note_vectors = note_vectors
         self._report = report
         self._settle = settle
         self._observer = observer
+        self._patience = patience
+        self._checked = time.monotonic()
         self._stop = stop
 
     def run(self) -> None:
         """Until ``stop`` is set."""
         while not self._stop.is_set():
+            self._check_now_and_then()
             try:
                 writes = self._inbox.get(timeout=0.1)
             except Empty:
                 continue
             self._write(writes)
+
+    def _check_now_and_then(self) -> None:
+        """A collection may be dropped while there is nothing to write to it."""
+        if time.monotonic() - self._checked >= _CHECK_SECONDS:
+            self._patience.until_available(self._sink.check)
+            self._checked = time.monotonic()
 
     def _write(self, writes: list[Write]) -> None:
         # A list of what is left and no recursion: a key with a thousand refused versions is no reason to fall over.
@@ -106,7 +119,7 @@ class WriteStage:
         if not writes:
             return
         with WRITE_SECONDS.time():
-            until_available(attempt, stop=self._stop, longest_wait_s=self._settings.retry_max_s)
+            self._patience.until_available(attempt)
 
     def _done(self, writes: list[Write], operation: str) -> None:
         now_ms = time.time() * 1000
@@ -121,22 +134,49 @@ class WriteStage:
                 continue
             if ours:
                 WRITTEN.labels(operation).inc()
-            for change in write.versions:
+            self._publish(write) if ours and self._note_vectors else self._finish(write, ours=ours)
+
+    def _publish(self, write: Write) -> None:
+        assert self._note_vectors is not None
+
+        def delivered() -> None:
+            self._finish(write, ours=True)
+
+        def alive() -> bool:
+            return not write.newest.lease.over
+
+        if write.row is None:
+            self._note_vectors.delete(write.newest.note_id, delivered, alive)
+        else:
+            self._note_vectors.send(write.row, delivered, alive)
+
+    def _finish(self, write: Write, *, ours: bool) -> None:
+        """The versions are safe now; all but one that was refused and is no dead letter yet."""
+        for change in write.versions:
+            if ours and write.refused and change is write.newest:
+                self._send_dead_letter(change, write.refused)
+            else:
                 self._report(Outcome(change.lease, change.record.offset, safe=True))
-                if ours and self._observer:
-                    self._observer.settled(change)
+            if ours and self._observer:
+                self._observer.settled(change)
 
     def _refuse(self, write: Write, error: RowRefused) -> list[Write]:
-        """The newest version becomes a dead letter; the answer is what to write of the one before it."""
+        """The newest version becomes a dead letter; the answer is what to write instead."""
         if not write.final:
             return []  # its final write comes next, and decides
         refused = write.newest
         log.warning("Milvus refuses note %r at offset %d: %s", refused.note_id, refused.record.offset, error)
-        self._dead_letters.send(
-            refused.record,
-            stage="TASK_PUT",
-            reason="milvus_refused",
-            error=error,
-            delivered=lambda: self._report(Outcome(refused.lease, refused.record.offset, safe=True)),
-        )
+        if not write.first and write.row is not None and write.row.text_hash:
+            # It took the vector: the tags are to blame.
+            return [replace(write, row=without_tags(write.row), refused=Refusal("tags_refused", error))]
+        self._send_dead_letter(refused, Refusal("milvus_refused", error))
         return self._settle(write.versions[:-1]) if len(write.versions) > 1 else []
+
+    def _send_dead_letter(self, change: Change, refusal: Refusal) -> None:
+        self._dead_letters.send(
+            change.record,
+            stage="TASK_PUT",
+            reason=refusal.reason,
+            error=refusal.error,
+            delivered=lambda: self._report(Outcome(change.lease, change.record.offset, safe=True)),
+        )

@@ -1,7 +1,7 @@
 """Pages that are made from the code: ``python docs/generate.py`` writes them, ``--check`` names those out of date.
 
-docs/configuration.md, docs/commands.md, docs/metrics.md and docs/schemas/note.json. The prose of the pages stands
-below; every table, and the schema, comes from the code.
+docs/configuration.md, docs/commands.md, docs/metrics.md and docs/schemas/*.json. The prose of the pages stands below;
+every table, and each schema, comes from the code.
 """
 
 from __future__ import annotations
@@ -19,10 +19,19 @@ import typer
 from pydantic import SecretStr
 
 from commands.app import app
-from notellm.messages import Note
+from notellm.messages import Note, NoteVector
 from notellm.settings import Settings, variable_names
 
-__all__ = ["Metric", "commands_page", "configuration_page", "metrics", "metrics_page", "note_schema", "pages"]
+__all__ = [
+    "Metric",
+    "commands_page",
+    "configuration_page",
+    "metrics",
+    "metrics_page",
+    "note_schema",
+    "note_vector_schema",
+    "pages",
+]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _MADE = "<!-- Made by docs/generate.py; edit that, or the code it reads. -->"
@@ -120,7 +129,8 @@ def pages() -> dict[Path, str]:
         Path("docs/configuration.md"): configuration_page(),
         Path("docs/commands.md"): commands_page(),
         Path("docs/metrics.md"): metrics_page(),
-        Path("docs/schemas/note.json"): json.dumps(note_schema(), indent=2, ensure_ascii=False) + "\n",
+        Path("docs/schemas/note.json"): _json(note_schema()),
+        Path("docs/schemas/note-vector.json"): _json(note_vector_schema()),
     }
 
 
@@ -213,11 +223,24 @@ def metrics_page() -> str:
 
 def note_schema() -> dict[str, Any]:
     """JSON Schema of a note's value. Sizes that are cut, not refused, stand in the descriptions only."""
-    (_,), components = msgspec.json.schema_components([Note], ref_template="#/$defs/{name}")
-    schema = components["Note"]
+    schema = _schema(Note)
     # -1 is the code's word for "missing", and no value that a message may have.
     del schema["properties"]["published_at"]["default"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema
+
+
+def note_vector_schema() -> dict[str, Any]:
+    """JSON Schema of a note vector's value."""
+    return _schema(NoteVector)
+
+
+def _schema(message: type[msgspec.Struct]) -> dict[str, Any]:
+    (_,), components = msgspec.json.schema_components([message], ref_template="#/$defs/{name}")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **components[message.__name__]}
+
+
+def _json(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def _refuse_unexplained_validators(section: str, model: Any) -> None:

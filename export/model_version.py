@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
-from notellm.bundle import FORMAT_VERSION, TagLimits
+from notellm.bundle import FORMAT_VERSION, Precision, TagLimits
 from notellm.prompt import PromptLimits, Template, TokenIds
 from training.model import NoteLLM
 
 __all__ = ["model_version"]
+
+_EXACT = ("fp32", "fp16")
 
 
 def model_version(
@@ -25,11 +27,14 @@ def model_version(
     categories: list[str],
     token_ids: TokenIds,
     settings: Mapping[str, object],
+    precision: Precision = "fp32",
+    recipe: str = "",
 ) -> str:
     """The same model exported twice, here or elsewhere, has the same version; any change of a row's maker has another.
 
     ``settings`` is the part of the config that no tensor shows, such as the rotary base.
-    Precision is not part of it: fp32 and fp16 of one model fill the same collection. (A precision below fp16 will be.)
+    fp32 and fp16 of one model fill the same collection: neither is part of it. A precision
+    below fp16 is, with its recipe.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -37,5 +42,7 @@ def model_version(
         digest.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
     digest.update(tokenizer_json)
     rest = [FORMAT_VERSION, template, prompt_limits, tag_limits, categories, token_ids, settings]
+    if precision not in _EXACT:
+        rest += [precision, recipe]
     digest.update(msgspec.json.encode(rest, order="sorted"))
     return digest.hexdigest()[:16]

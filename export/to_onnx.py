@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 if __package__ in (None, ""):
     # Run as a script, Python puts export/ first on its path, where our graph.py or checkpoint.py could shadow an
@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from notellm.bundle import ParityReport
+from notellm.bundle import ParityReport, Precision
 from notellm.errors import NoteLLMError
 from notellm.prompt import PromptLimits, load_template
 
@@ -34,11 +34,32 @@ def export(
     model: Annotated[
         str,
         typer.Option(
-            help="A Hugging Face directory or id of a Llama-type causal LM, or 'smollm2'.",
+            help="A Hugging Face directory or id (Llama, Qwen2, Qwen3, Mistral, Gemma 3 text, Phi-3), the folder of a "
+            "NoteLLM checkpoint, or 'smollm2'.",
             envvar="NOTELLM_EXPORT_MODEL",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle to write.", envvar="NOTELLM_EXPORT_OUT")],
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Of the weights: fp32, fp16, or int8 and int4 (weights only).", envvar="NOTELLM_EXPORT_PRECISION"
+        ),
+    ] = "fp32",
+    provider: Annotated[
+        Literal["cpu", "cuda"],
+        typer.Option(
+            help="Where the bundle will run. cuda needs no GPU here, but parity is then unproven.",
+            envvar="NOTELLM_EXPORT_PROVIDER",
+        ),
+    ] = "cpu",
+    graph: Annotated[
+        Literal["traced", "fused"],
+        typer.Option(
+            help="traced serves every model and caches the prompt's prefix; fused is ONNX Runtime's own builder.",
+            envvar="NOTELLM_EXPORT_GRAPH",
+        ),
+    ] = "traced",
     categories: Annotated[
         Path, typer.Option(help="A file with one category per line.", envvar="NOTELLM_EXPORT_CATEGORIES")
     ] = _DEFAULT_CATEGORIES,
@@ -60,7 +81,9 @@ def export(
     \b
     Examples:
       python export/to_onnx.py --model smollm2 --out build/bundle
+      python export/to_onnx.py --model smollm2 --out build/small --precision int8
       notellm export --model ./my-llama --out bundles/mine --template zh
+      notellm export --model checkpoints/mine --out bundles/gpu --precision fp16 --provider cuda
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     console = Console(stderr=True)
     try:
@@ -81,6 +104,9 @@ def export(
             template=prompt_template,
             categories=names,
             prompt_limits=PromptLimits(note=note_tokens),
+            precision=precision,
+            provider=provider,
+            graph=graph,
             replace=force,
         )
         manifest = build_bundle(plan, step=lambda what: _step(console, what), say=console.print)
@@ -89,11 +115,15 @@ def export(
         _fail(console, str(error))
     except (NoteLLMError, OSError) as error:
         _fail(console, str(error))
-    console.print(parity_table(manifest.parity))
+    for report in (manifest.parity, *manifest.parity_elsewhere):
+        console.print(parity_table(report))
     console.print(
-        f"[green]{escape(str(out))}[/]: model_version {manifest.model_version}, {manifest.embedding_dim} dimensions, "
+        f"[green]{escape(str(out))}[/]: {manifest.precision} for {manifest.parity.provider}, "
+        f"model_version {manifest.model_version}, {manifest.embedding_dim} dimensions, "
         f"{len(manifest.categories)} categories, {sum(f.bytes for f in manifest.files.values()) / 1e6:.0f} MB"
     )
+    if manifest.recipe:
+        console.print(f"recipe: {manifest.recipe}", highlight=False)
 
 
 def read_categories(file: Path) -> list[str]:
@@ -115,12 +145,15 @@ def read_categories(file: Path) -> list[str]:
 
 
 def parity_table(report: ParityReport) -> Table:
-    table = Table(title=f"parity with torch, on {report.provider}")
+    """What was only stated has no bound, and no verdict unless it is no number."""
+    unproven = "[yellow]UNPROVEN[/] " if report.state == "unproven" else ""
+    table = Table(title=f"{unproven}parity with torch, on {report.provider}")
     for heading in ("check", "value", "bound", ""):
         table.add_column(heading)
     for row in report.rows:
-        verdict = "[green]ok[/]" if row.passed else "[red]FAILED[/]"
-        table.add_row(row.check, f"{row.value:.3g}", f"{row.bound:.3g}", verdict)
+        verdict = ("" if row.bound is None else "[green]ok[/]") if row.passed else "[red]FAILED[/]"
+        limit = "" if row.bound is None else f"{'>=' if row.at_least else '<='} {row.bound:.5g}"
+        table.add_row(row.check, f"{row.value:.6g}" if row.at_least else f"{row.value:.3g}", limit, verdict)
     return table
 
 

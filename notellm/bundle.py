@@ -1,7 +1,8 @@
 """A bundle: a directory that holds one exported model and everything needed to run it.
 
-``notellm.json`` (the :class:`Manifest`), ``model.onnx`` with its weights in ``model.onnx.data``, ``tokenizer.json``.
-The manifest carries a sha256 per file, and :func:`open_bundle` refuses a directory that does not match it.
+``notellm.json`` (the :class:`Manifest`), ``model.onnx`` with its weights in ``model.onnx.data``, ``tokenizer.json``,
+and ``parity.npz``: what torch answered, so that parity can be proven again without it (:mod:`notellm.parity`). The
+manifest carries a sha256 per file, and :func:`open_bundle` refuses a directory that does not match it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "MODEL",
+    "PARITY",
     "TOKENIZER",
     "Bundle",
     "Capabilities",
@@ -32,6 +34,8 @@ __all__ = [
     "hash_file",
     "open_bundle",
     "read_manifest",
+    "record_parity",
+    "write_manifest",
 ]
 
 # Raised when the layout changes, and also when prompt.py or encoder.py comes to read or answer a note in another way:
@@ -40,6 +44,7 @@ FORMAT_VERSION: Final = 1
 MANIFEST: Final = "notellm.json"
 MODEL: Final = "model.onnx"
 TOKENIZER: Final = "tokenizer.json"
+PARITY: Final = "parity.npz"
 
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -62,8 +67,8 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``prefix_cache``: the instruction's KV cache may be given as a past. ``multi_token_past``: several new tokens per
     row may follow a past in a batch. ``kv_layout``: the order of a cache's four dimensions, and what its third one
-    counts: *tokens* as they were fed, padding included, where ``attention_mask`` tells which are real; or each row's own
-    *positions*, where a new token takes the place of the row's padding and ``attention_mask`` only tells lengths.
+    counts: *tokens* as they were fed, padding included, where ``attention_mask`` tells which are real; or each row's
+    own *positions*, where a new token takes the place of the row's padding and ``attention_mask`` only tells lengths.
     """
 
     prefix_cache: bool = True
@@ -72,25 +77,36 @@ class Capabilities(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ParityRow(msgspec.Struct, frozen=True):
-    """One comparison of the graph with torch; ``bound`` is what ``value`` was held against."""
+    """One comparison of the graph with torch.
+
+    ``bound`` is what ``value`` was held against: it may be at most that, or ``at_least``. None: stated, not judged.
+    """
 
     check: str
     value: float
-    bound: float
+    bound: float | None
     passed: bool
+    at_least: bool = False
 
 
 class ParityReport(msgspec.Struct, frozen=True):
+    """What was compared on ``provider``. ``unproven``: the graph could not be run there, so that nothing is claimed."""
+
     provider: str
     rows: list[ParityRow]
+    state: Literal["checked", "unproven"] = "checked"
 
     @property
     def passed(self) -> bool:
-        return all(row.passed for row in self.rows)
+        return self.state == "checked" and all(row.passed for row in self.rows)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """``notellm.json``. ``model_version`` is 16 hex of all that decides a row, ``bundle_id`` is the files' hash."""
+    """``notellm.json``. ``model_version`` is 16 hex of all that decides a row, ``bundle_id`` is the files' hash.
+
+    ``parity`` is the report of the provider that the bundle was built for, ``parity_elsewhere`` holds those of others.
+    ``recipe`` says in words how the weights of a precision below fp16 are stored.
+    """
 
     format_version: int
     model_version: str
@@ -116,6 +132,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileEntry]
     made_with: dict[str, str]
     kv_dtype: Literal["float32", "float16"] = "float32"
+    parity_elsewhere: list[ParityReport] = []
+    recipe: str = ""
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -153,6 +171,31 @@ def read_manifest(path: Path) -> Manifest:
         return msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is damaged ({error}); export it again") from None
+
+
+def record_parity(path: Path, report: ParityReport) -> Manifest:
+    """Write ``report`` into the manifest of a bundle: of the provider that it was built for, or beside it.
+
+    No other file changes, so that ``bundle_id`` stays. Raises :class:`BundleError`.
+    """
+    manifest = read_manifest(path)
+    if report.provider == manifest.parity.provider:
+        changed = msgspec.structs.replace(manifest, parity=report)
+    else:
+        others = [other for other in manifest.parity_elsewhere if other.provider != report.provider]
+        changed = msgspec.structs.replace(manifest, parity_elsewhere=[*others, report])
+    try:
+        write_manifest(path, changed)
+    except OSError as error:
+        raise BundleError(f"bundle {path}: cannot write {MANIFEST}: {error.strerror}") from None
+    return changed
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Whole or not at all: a reader never sees half of it."""
+    partial = path / f".{MANIFEST}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    partial.replace(path / MANIFEST)
 
 
 def open_bundle(path: Path) -> Bundle:

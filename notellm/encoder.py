@@ -24,6 +24,9 @@ __all__ = ["EncodedBatch", "EncodedNote", "NoteEncoder", "Tags", "plan_answers"]
 
 Floats = NDArray[np.float32]
 
+# Rows that are done leave a batch when at most this share goes on: who stays is copied, on a GPU through the host.
+_FEW = 0.5
+
 
 class Tags(msgspec.Struct, frozen=True):
     """What the model says about a note."""
@@ -55,8 +58,6 @@ class NoteEncoder:
 
     def __init__(self, bundle: Bundle, session: GraphSession, *, token_budget: int, max_rows: int) -> None:
         manifest = bundle.manifest
-        if not (manifest.capabilities.prefix_cache and manifest.capabilities.multi_token_past):
-            raise BundleError(f"bundle {bundle.path}: its graph has no prefix cache, which this encoder needs")
         self.bundle = bundle
         self._session = session
         self._token_budget = token_budget
@@ -69,7 +70,7 @@ class NoteEncoder:
         )
         self._categories = plan_answers(manifest, self.prompts)
         self._stop = {*manifest.token_ids.eos, *manifest.token_ids.special}
-        self._runner = SequenceRunner(session, self.prompts.prefix_ids)
+        self._runner = SequenceRunner(session, self.prompts.prefix_ids, manifest.capabilities)
 
     @classmethod
     def load(
@@ -105,10 +106,14 @@ class NoteEncoder:
         """The exact text and ids that the model would read of ``note``."""
         return self.prompts.build(note)
 
+    def build_prompts(self, notes: Sequence[Note]) -> list[Prompt]:
+        """:meth:`prompt` of each note, in their order; what :meth:`stream` takes."""
+        return [self.prompt(note) for note in notes]
+
     def encode(self, notes: Sequence[Note], *, embed_only: bool = False) -> list[EncodedNote]:
         """Encode ``notes``; the answer is in their order."""
         encoded: list[EncodedNote | None] = [None] * len(notes)
-        for batch in self.stream([self.prompt(note) for note in notes], embed_only=embed_only):
+        for batch in self.stream(self.build_prompts(notes), embed_only=embed_only):
             tags: Sequence[Tags | None] = batch.tags or [None] * len(batch.indices)
             for index, embedding, tag in zip(batch.indices, batch.embeddings, tags, strict=True):
                 encoded[index] = EncodedNote(embedding, tag)
@@ -129,50 +134,61 @@ class NoteEncoder:
             yield EncodedBatch(indices, embeddings, [Tags(h, c) for h, c in zip(hashtags, categories, strict=True)])
 
     def _choose_categories(self, prefilled: Sequences) -> list[str]:
-        """Greedy under the trie; a row leaves as soon as only one category is possible."""
+        """Greedy under the trie; a row is done as soon as only one category is possible."""
         nodes = [self._categories] * prefilled.rows
-        open_rows = [row for row, node in enumerate(nodes) if node.decided is None and node.categories]
-        if open_rows:
+        rows = [row for row, node in enumerate(nodes) if node.decided is None and node.categories]
+        if rows:
             sequences = self._runner.guide(prefilled, self.prompts.category_ids)
-        while open_rows:
-            tokens: list[int] = []
-            for place, row in enumerate(open_rows):
-                allowed = nodes[row].allowed
-                token = allowed[int(np.argmax(sequences.logits[place, allowed]))]
-                nodes[row] = nodes[row].children[token]
-                tokens.append(token)
-            undecided = [place for place, row in enumerate(open_rows) if nodes[row].decided is None]
-            open_rows = [open_rows[place] for place in undecided]
-            if open_rows:
-                ids = np.array([[tokens[place]] for place in undecided], np.int64)
-                sequences = self._runner.extend(sequences.select(undecided), ids)
+        while rows:
+            tokens = np.argmax(sequences.logits, axis=1)
+            for place, row in enumerate(rows):
+                if nodes[row].decided is None:
+                    allowed = nodes[row].allowed
+                    tokens[place] = allowed[int(np.argmax(sequences.logits[place, allowed]))]
+                    nodes[row] = nodes[row].children[int(tokens[place])]
+            going = [place for place, row in enumerate(rows) if nodes[row].decided is None]
+            if not going:
+                break
+            places = self._worth_keeping(going, len(rows))
+            rows = [rows[place] for place in places]
+            sequences = self._runner.extend(sequences.select(places), tokens[places][:, None])
         return [node.decided or "" for node in nodes]
 
     def _generate_hashtags(self, prefilled: Sequences, batch: Sequence[Prompt]) -> list[list[str]]:
-        """Greedy; rows that are done leave the batch."""
+        """Greedy, until every row has ended its answer, has enough hashtags or may write no more."""
         limits = self.bundle.manifest.tag_limits
         written: list[list[int]] = [[] for _ in batch]
-        open_rows = list(range(len(batch)))
+        done = [False] * len(batch)
+        rows = list(range(len(batch)))
         sequences = self._runner.guide(prefilled, self.prompts.hashtags_ids)
-        for _ in range(limits.hashtag_tokens):
+        for left in reversed(range(limits.hashtag_tokens)):
             tokens = np.argmax(sequences.logits, axis=1)
-            going: list[int] = []
-            for place, row in enumerate(open_rows):
-                token = int(tokens[place])
-                if token in self._stop:
-                    continue
-                written[row].append(token)
-                answer = self.prompts.decode(written[row])
-                if not answer_is_complete(answer, batch[row].author_hashtags, limits.hashtags):
-                    going.append(place)
-            if not going or len(written[open_rows[going[0]]]) == limits.hashtag_tokens:
+            for place, row in enumerate(rows):
+                if not done[row]:
+                    done[row] = self._write(int(tokens[place]), written[row], batch[row])
+            going = [place for place, row in enumerate(rows) if not done[row]]
+            if not (going and left):
                 break
-            open_rows = [open_rows[place] for place in going]
-            sequences = self._runner.extend(sequences.select(going), tokens[going][:, None])
+            places = self._worth_keeping(going, len(rows))
+            rows = [rows[place] for place in places]
+            sequences = self._runner.extend(sequences.select(places), tokens[places][:, None])
         return [
             read_hashtags(self.prompts.decode(ids), prompt.author_hashtags, limits.hashtags)
             for ids, prompt in zip(written, batch, strict=True)
         ]
+
+    def _write(self, token: int, written: list[int], prompt: Prompt) -> bool:
+        """Whether the answer is complete, with ``token`` or without it, where it ends the answer."""
+        if token in self._stop:
+            return True
+        written.append(token)
+        answer = self.prompts.decode(written)
+        return answer_is_complete(answer, prompt.author_hashtags, self.bundle.manifest.tag_limits.hashtags)
+
+    @staticmethod
+    def _worth_keeping(going: list[int], places: int) -> list[int]:
+        """Which of ``places`` the next step runs with: those that go on, and until few do, also those that are done."""
+        return going if len(going) <= _FEW * places else list(range(places))
 
 
 def plan_answers(manifest: Manifest, prompts: PromptBuilder) -> CategoryTrie:

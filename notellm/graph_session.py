@@ -22,11 +22,13 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TF32 would round float32 products to 10 bits: a note's embedding would differ between batches by more than 1e-4.
+_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, each ``[B, H, tokens, K]``, kept where the session left them."""
+    """Keys and values of every layer, each ``[B, H, tokens, K]``, kept where the session left them: on the GPU, say."""
 
     values: list[OrtValue]
 
@@ -39,10 +41,15 @@ class KVCache:
         return int(self.values[0].shape()[0])
 
     def select(self, rows: Sequence[int]) -> KVCache:
-        """A cache of the given rows; a row may come several times, which is how a prefix is shared by a batch."""
+        """A cache of the given rows; a row may come several times, which is how a prefix is shared by a batch.
+
+        On a GPU the rows go through the host's memory, there and back: call it seldom.
+        """
         ort = _onnxruntime()
         index = np.asarray(rows)
-        return KVCache([ort.OrtValue.ortvalue_from_numpy(value.numpy()[index]) for value in self.values])
+        return KVCache(
+            [ort.OrtValue.ortvalue_from_numpy(value.numpy()[index], value.device_name(), 0) for value in self.values]
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class GraphSession:
         self._past = [name for name in manifest.inputs if name.startswith("past_key_values.")]
         self._present = [name for name in manifest.outputs if name.startswith("present.")]
         self._session = _load(bundle, provider, threads)
+        self._memory = "cuda" if self.provider == "cuda" else "cpu"
         wanted = {"input_ids", "attention_mask", "position_ids", "last_index", *self._past}
         found = {node.name for node in self._session.get_inputs()}
         if wanted != found:
@@ -77,7 +85,7 @@ class GraphSession:
     def empty_cache(self, rows: int) -> KVCache:
         """A cache of no tokens."""
         ort = _onnxruntime()
-        empty = np.zeros((rows, self._manifest.kv_heads, 0, self._manifest.head_dim), np.float32)
+        empty = np.zeros((rows, self._manifest.kv_heads, 0, self._manifest.head_dim), self._manifest.kv_dtype)
         return KVCache([ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._past])
 
     def run(
@@ -102,9 +110,17 @@ class GraphSession:
             )
         }
         feeds.update(zip(self._past, past.values, strict=True))
-        wanted = ["note_embedding"] if embeddings_only else ["note_embedding", "logits", *self._present]
-        # OrtValues in and out: the KV cache is never copied into Python.
-        outputs = self._session.run_with_ort_values(wanted, feeds)
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        present = [] if embeddings_only else self._present
+        # What is read here comes to the host; the cache stays where the graph runs, for the next run.
+        for name in ["note_embedding"] if embeddings_only else ["note_embedding", "logits"]:
+            binding.bind_output(name, "cpu")
+        for name in present:
+            binding.bind_output(name, self._memory, 0)
+        self._session.run_with_iobinding(binding)
+        outputs = binding.get_outputs()
         embeddings = outputs[0].numpy()
         if embeddings_only:
             return GraphOutput(embeddings, None, None)
@@ -126,13 +142,15 @@ def _load(bundle: Bundle, provider: Provider, threads: int) -> Any:
     available = ort.get_available_providers()
     if provider == "cuda" and _PROVIDERS["cuda"] not in available:
         raise ProviderMissing("provider: 'cuda' is not in this onnxruntime; install: pip install 'notellm[gpu]'")
-    chosen = [_PROVIDERS[provider]] if provider != "auto" else [_PROVIDERS["cuda"], _PROVIDERS["cpu"]]
+    chosen = [provider] if provider != "auto" else ["cuda", "cpu"]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(
-            str(bundle.model_path), options, providers=[name for name in chosen if name in available]
+            str(bundle.model_path),
+            options,
+            providers=[(_PROVIDERS[name], _OPTIONS[name]) for name in chosen if _PROVIDERS[name] in available],
         )
     except Exception as error:  # noqa: BLE001
         # onnxruntime raises a dozen classes of its own, all direct children of Exception.

@@ -1,26 +1,41 @@
-"""The ``notes`` topic: bytes in, a :class:`Note` or a :class:`Tombstone` out, or :class:`InvalidMessage`.
+"""The messages: bytes in, a typed object out, or :class:`InvalidMessage`.
 
-The door is strict about identity and types, and lenient about size: what is too long is cut to :data:`LIMITS` and named
-in ``trimmed``. Whatever the bytes, the answer is one of the three; nothing else is ever raised.
+A record of the ``notes`` topic is a :class:`Note` or a :class:`Tombstone`. That door is strict about identity and
+types, and lenient about size: what is too long is cut to :data:`LIMITS` and named in ``trimmed``. A record of a
+``note-vectors`` topic is a :class:`NoteVector` or a :class:`Tombstone`. Whatever the bytes, nothing else is raised.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from notellm.errors import InvalidMessage
 from notellm.hashtags import clean_hashtags
 
-__all__ = ["LIMITS", "Limits", "Note", "NoteRecord", "Scalar", "Tombstone", "check_id", "parse_record"]
+__all__ = [
+    "LIMITS",
+    "Limits",
+    "Note",
+    "NoteRecord",
+    "NoteVector",
+    "Scalar",
+    "Tombstone",
+    "check_id",
+    "encode_note_vector",
+    "parse_note_vector",
+    "parse_record",
+]
 
 NoteId = Annotated[
     str, msgspec.Meta(min_length=1, max_length=64, description="1 to 64 bytes of UTF-8, no control characters.")
 ]
 Scalar = str | int | float | bool | None
+Message = TypeVar("Message")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -60,6 +75,21 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     ] = msgspec.field(default_factory=dict)
 
 
+class NoteVector(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model made of a note's last version. Fields may be added; pass over those that you do not know."""
+
+    note_id: NoteId
+    model_version: Annotated[
+        str, msgspec.Meta(pattern="^[0-9a-f]{16}$", description="The model; vectors of two models do not compare.")
+    ]
+    text_hash: Annotated[
+        str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the exact text that the model read.")
+    ]
+    embedding: Annotated[list[float], msgspec.Meta(min_length=1, description="A unit vector of 32-bit floats.")]
+    generated_hashtags: Annotated[list[str], msgspec.Meta(description="The model's own, none of the author's.")]
+    generated_category: Annotated[str, msgspec.Meta(description="One of the bundle's categories.")]
+
+
 class Tombstone(msgspec.Struct, frozen=True):
     """A null value: the note is deleted."""
 
@@ -74,6 +104,7 @@ class NoteRecord(msgspec.Struct, frozen=True):
 
 
 _decoder = msgspec.json.Decoder(Note)
+_vector_decoder = msgspec.json.Decoder(NoteVector)
 
 
 def parse_record(key: bytes | None, value: bytes | None, timestamp_ms: int) -> NoteRecord | Tombstone:
@@ -87,10 +118,28 @@ def parse_record(key: bytes | None, value: bytes | None, timestamp_ms: int) -> N
     note_id = _decode_key(key)
     if value is None:
         return Tombstone(note_id)
-    note = _decode_value(value)
+    note = _decode_value(value, _decoder, "a note")
     if check_id(note.note_id, "note_id") != note_id:
         raise InvalidMessage("key_mismatch", "note_id", "is not the record's key; the two must be equal")
     return _tidy(note, timestamp_ms)
+
+
+def encode_note_vector(vector: NoteVector) -> bytes:
+    """The value of a ``note-vectors`` record; its key is the note_id."""
+    return msgspec.json.encode(vector)
+
+
+def parse_note_vector(key: bytes | None, value: bytes | None) -> NoteVector | Tombstone:
+    """Read one record of the ``note-vectors`` topic. Raises :class:`InvalidMessage`, and nothing else."""
+    if not key:
+        raise InvalidMessage("no_key", "key", "missing; the key must be the note_id")
+    note_id = _decode_key(key)
+    if value is None:
+        return Tombstone(note_id)
+    vector = _decode_value(value, _vector_decoder, "a note vector")
+    if vector.note_id != note_id:
+        raise InvalidMessage("key_mismatch", "note_id", "is not the record's key; the two must be equal")
+    return vector
 
 
 def check_id(text: str, field: str) -> str:
@@ -111,34 +160,37 @@ def _decode_key(key: bytes) -> str:
     return check_id(text, "key")
 
 
-def _decode_value(value: bytes) -> Note:
+def _decode_value(value: bytes, decoder: msgspec.json.Decoder[Message], what: str) -> Message:
     if value.strip() == b"":
-        raise InvalidMessage("not_json", "value", "empty; a note is a JSON object, a deletion is a null value")
+        raise InvalidMessage("not_json", "value", f"empty; {what} is a JSON object, a deletion is a null value")
     try:
         # As text: of bytes, the decoder would leave unread whether the fields that it skips are UTF-8.
-        return _decoder.decode(value.decode("utf-8"))
+        return decoder.decode(value.decode("utf-8"))
     except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from None
+        raise _invalid_field(str(error), what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidMessage("not_json", "value", f"not UTF-8 JSON ({error}); a note is a JSON object") from None
+        raise InvalidMessage("not_json", "value", f"not UTF-8 JSON ({error}); {what} is a JSON object") from None
     except RecursionError:
-        raise InvalidMessage("not_json", "value", "nested too deeply; a note is a flat JSON object") from None
+        raise InvalidMessage("not_json", "value", f"nested too deeply; {what} is a flat JSON object") from None
 
 
-def _invalid_field(complaint: str) -> InvalidMessage:
+def _invalid_field(complaint: str, what: str) -> InvalidMessage:
     """Msgspec says ``Expected `str`, got `int` - at `$.title```: turn that into field, kind and what is allowed."""
-    what, _, path = complaint.partition(" - at `$")
+    fault, _, path = complaint.partition(" - at `$")
     field = path.rstrip("`").lstrip(".")
     if not field:
-        if "required field" in what:
-            return InvalidMessage("bad_id", "note_id", "missing; it must be there and equal the record's key")
-        return InvalidMessage("not_object", "value", f"{what}; a note is a JSON object")
+        absent = re.search(r"required field `(\w+)`", fault)
+        if absent is None:
+            return InvalidMessage("not_object", "value", f"{fault}; {what} is a JSON object")
+        if absent[1] != "note_id":
+            return InvalidMessage("wrong_type", absent[1], "missing; it must be there")
+        return InvalidMessage("bad_id", "note_id", "missing; it must be there and equal the record's key")
     top = field.split("[")[0].split(".")[0]
     if top == "note_id":
-        return InvalidMessage("bad_id", "note_id", what)
-    if "out of range" in what:
+        return InvalidMessage("bad_id", "note_id", fault)
+    if "out of range" in fault:
         return InvalidMessage("not_finite", top, "a number out of range; allowed are finite ones, integers of 64 bits")
-    return InvalidMessage("wrong_type", top, what)
+    return InvalidMessage("wrong_type", top, fault)
 
 
 def _tidy(note: Note, timestamp_ms: int) -> NoteRecord:

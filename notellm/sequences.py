@@ -1,20 +1,26 @@
-"""A batch of sequences inside the model: prefill after the cached prefix, then go on from the KV cache."""
+"""A batch of sequences inside the model: prefill after the instruction's prefix, then go on from the KV cache.
+
+How a graph may be driven differs (:class:`notellm.bundle.Capabilities`); here, and nowhere else, that is made up for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from notellm.bundle import Capabilities
 from notellm.graph_session import GraphOutput, KVCache
 
 __all__ = ["Graph", "SequenceRunner", "Sequences"]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+
+_EVERYTHING = Capabilities()
 
 
 class Graph(Protocol):
@@ -36,7 +42,7 @@ class Graph(Protocol):
 
 @dataclass(frozen=True)
 class Sequences:
-    """B sequences so far: ``mask [B, T]`` tells the cache's real slots from padding, ``logits [B, V]`` what comes next.
+    """B sequences so far: ``mask [B, T]`` is the graph's attention_mask of them, ``logits [B, V]`` what comes next.
 
     Rows are padded on the right, so a slot and a position differ: ``next_position [B]`` counts real tokens only.
     """
@@ -57,16 +63,35 @@ class Sequences:
         return Sequences(self.cache.select(rows), self.mask[rows], self.next_position[rows], self.logits[rows])
 
 
-class SequenceRunner:
-    """Runs a graph over batches whose sequences all begin with ``prefix_ids``, whose cache is computed here, once."""
+def _mask_by_slot(sequences: Sequences, new: int) -> Ints:
+    """New tokens stand behind all others, padding included."""
+    return np.concatenate([sequences.mask, np.ones((sequences.rows, new), np.int64)], axis=1)
 
-    def __init__(self, graph: Graph, prefix_ids: Sequence[int]) -> None:
+
+def _mask_by_length(sequences: Sequences, new: int) -> Ints:
+    """New tokens stand at their row's own positions, over its padding; the mask only counts."""
+    lengths = sequences.next_position + new
+    return (np.arange(sequences.mask.shape[1] + new) < lengths[:, None]).astype(np.int64)
+
+
+_MASKS: dict[str, Callable[[Sequences, int], Ints]] = {
+    "batch_heads_tokens_dim": _mask_by_slot,
+    "batch_heads_positions_dim": _mask_by_length,
+}
+
+
+class SequenceRunner:
+    """Runs a graph over batches whose sequences all begin with ``prefix_ids``, in the way that the graph allows."""
+
+    def __init__(self, graph: Graph, prefix_ids: Sequence[int], capabilities: Capabilities = _EVERYTHING) -> None:
         self._graph = graph
-        ids = np.array([prefix_ids], np.int64)
-        positions = np.arange(ids.shape[1])[None]
-        output = graph.run(ids, np.ones_like(ids), positions, np.array([ids.shape[1] - 1]), graph.empty_cache(1))
-        assert output.cache is not None
-        self._prefix = output.cache
+        self._mask_after = _MASKS[capabilities.kv_layout]
+        self._several_at_once = capabilities.multi_token_past
+        # A prompt after a cached prefix is several tokens after a past: it takes both.
+        cached = capabilities.prefix_cache and capabilities.multi_token_past
+        self._in_front = [] if cached else list(prefix_ids)
+        self._prefix = self._read(prefix_ids) if cached else graph.empty_cache(1)
+        self._shared = self._prefix
 
     def embed(self, batch: Sequence[Sequence[int]]) -> Floats:
         """Ids of each row -> ``[B, D]``: the embedding at each row's last id."""
@@ -78,30 +103,53 @@ class SequenceRunner:
         output = self._graph.run(*feeds)
         assert output.cache is not None
         assert output.logits is not None
-        _, mask, _, last, _ = feeds
-        return output.embeddings, Sequences(output.cache, mask, self._prefix.tokens + last + 1, output.logits)
+        _, mask, _, last, past = feeds
+        return output.embeddings, Sequences(output.cache, mask, past.tokens + last + 1, output.logits)
 
     def extend(self, sequences: Sequences, ids: Ints) -> Sequences:
         """Feed ``ids [B, S]``: the same number of new tokens to every row."""
+        # A batch of one row has no row that could be shorter: every graph takes several tokens there.
+        at_once = ids.shape[1] if self._several_at_once or sequences.rows == 1 else 1
+        for start in range(0, ids.shape[1], at_once):
+            sequences = self._feed(sequences, ids[:, start : start + at_once])
+        return sequences
+
+    def guide(self, sequences: Sequences, guidance: Sequence[int]) -> Sequences:
+        """Feed the same ``guidance`` to every row."""
+        return self.extend(sequences, np.tile(np.array(guidance, np.int64), (sequences.rows, 1)))
+
+    def _feed(self, sequences: Sequences, ids: Ints) -> Sequences:
         rows, new = ids.shape
-        mask = np.concatenate([sequences.mask, np.ones((rows, new), np.int64)], axis=1)
+        mask = self._mask_after(sequences, new)
         positions = sequences.next_position[:, None] + np.arange(new)
         output = self._graph.run(ids, mask, positions, np.full(rows, new - 1), sequences.cache)
         assert output.cache is not None
         assert output.logits is not None
         return Sequences(output.cache, mask, sequences.next_position + new, output.logits)
 
-    def guide(self, sequences: Sequences, guidance: Sequence[int]) -> Sequences:
-        """Feed the same ``guidance`` to every row."""
-        return self.extend(sequences, np.tile(np.array(guidance, np.int64), (sequences.rows, 1)))
+    def _read(self, prefix_ids: Sequence[int]) -> KVCache:
+        ids = np.array([prefix_ids], np.int64)
+        positions = np.arange(ids.shape[1])[None]
+        last = np.array([ids.shape[1] - 1])
+        output = self._graph.run(ids, np.ones_like(ids), positions, last, self._graph.empty_cache(1))
+        assert output.cache is not None
+        return output.cache
+
+    def _prefix_of(self, rows: int) -> KVCache:
+        """The prefix's cache for each of ``rows``; batches of one size follow each other, so the last one is kept."""
+        shared = self._shared
+        if shared.rows != rows:
+            self._shared = shared = self._prefix.select([0] * rows)
+        return shared
 
     def _feeds(self, batch: Sequence[Sequence[int]]) -> tuple[Ints, Ints, Ints, Ints, KVCache]:
         rows, cached = len(batch), self._prefix.tokens
-        lengths = np.array([len(ids) for ids in batch])
+        whole = [np.array([*self._in_front, *ids], np.int64) for ids in batch]
+        lengths = np.array([len(ids) for ids in whole])
         longest = int(lengths.max())
         real = np.arange(longest) < lengths[:, None]
         ids = np.zeros((rows, longest), np.int64)
-        ids[real] = np.concatenate([np.asarray(row, np.int64) for row in batch])
+        ids[real] = np.concatenate(whole)
         mask = np.concatenate([np.ones((rows, cached), np.int64), real.astype(np.int64)], axis=1)
         positions = np.broadcast_to(np.arange(cached, cached + longest), (rows, longest))
-        return ids, mask, positions, lengths - 1, self._prefix.select([0] * rows)
+        return ids, mask, positions, lengths - 1, self._prefix_of(rows)

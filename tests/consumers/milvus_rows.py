@@ -1,4 +1,4 @@
-"""Rows for the tests against a real Milvus Lite."""
+"""Rows for the tests against Milvus Lite and a real Milvus, and how a reader of those tests sees them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pymilvus import MilvusClient
 from consumers.protocols import Row
 from notellm.settings import MilvusSettings
 
-__all__ = ["MODEL_VERSION", "all_ids", "milvus_settings", "row"]
+__all__ = ["MODEL_VERSION", "all_ids", "drop", "milvus_settings", "row"]
 
 MODEL_VERSION = "0123456789abcdef"
 
@@ -38,4 +38,11 @@ def row(note_id: str = "n1", **fields: Any) -> Row:
 
 
 def all_ids(client: MilvusClient, collection: str) -> set[str]:
-    return {found["note_id"] for found in client.query(collection, filter='note_id != ""', output_fields=["note_id"])}
+    found = client.query(collection, 'note_id != ""', output_fields=["note_id"], consistency_level="Strong")
+    return {each["note_id"] for each in found}
+
+
+def drop(client: MilvusClient, settings: MilvusSettings, collection: str) -> None:
+    """The collection, and the alias that keeps it from being dropped."""
+    client.drop_alias(settings.alias)
+    client.drop_collection(collection)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from consumers.changes import Change
-from consumers.in_memory import HashEncoder, MemoryDeadLetters, MemorySink, MemorySource, MemoryTopic
+from consumers.in_memory import HashEncoder, MemoryDeadLetters, MemoryNoteVectors, MemorySink, MemorySource, MemoryTopic
 from consumers.protocols import Record, Row
 from consumers.updater import Updater
 from notellm.settings import UpdaterSettings
@@ -120,6 +120,7 @@ class RunningUpdater:
         sink: Any = None,
         encoder: HashEncoder | None = None,
         dead_letters: MemoryDeadLetters | None = None,
+        note_vectors: MemoryNoteVectors | None = None,
         topic_partitions: int | None = None,
         **settings: Any,
     ) -> None:
@@ -130,7 +131,7 @@ class RunningUpdater:
         self.dead_letters = dead_letters or MemoryDeadLetters()
         self.observer = Watcher()
         self.error: Exception | None = None
-        self._updater = Updater(
+        self.updater = Updater(
             self.source,
             self.encoder,
             self.sink,
@@ -138,6 +139,7 @@ class RunningUpdater:
             UpdaterSettings(
                 **{"commit_interval_s": 0.005, "retry_max_s": 0.02, "drain_timeout_s": 5.0, **settings},
             ),
+            note_vectors=note_vectors,
             source_epoch="epoch",
             topic_partitions=topic_partitions,
             observer=self.observer,
@@ -150,7 +152,7 @@ class RunningUpdater:
 
     def stop(self) -> None:
         """Returns once it has stopped; raises nothing."""
-        self._updater.stop()
+        self.updater.stop()
         self.join()
 
     def join(self, seconds: float = 20.0) -> None:
@@ -174,7 +176,7 @@ class RunningUpdater:
 
     def _run(self) -> None:
         try:
-            self._updater.run()
+            self.updater.run()
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
 

@@ -4,8 +4,9 @@ from threading import Event, Timer
 
 import pytest
 
-from consumers.backoff import until_available
-from consumers.errors import RowRefused, SinkUnavailable, Stopped
+from consumers.backoff import Patience
+from consumers.errors import EncoderUnavailable, RowRefused, SinkUnavailable, Stopped
+from consumers.outages import Outages
 
 
 def test_it_calls_until_milvus_answers() -> None:
@@ -17,7 +18,7 @@ def test_it_calls_until_milvus_answers() -> None:
             raise error
         return "there"
 
-    assert until_available(call, stop=Event(), longest_wait_s=0.01) == "there"
+    assert Patience(Event(), 0.01).until_available(call) == "there"
     assert answers == []
 
 
@@ -29,7 +30,7 @@ def test_another_error_is_not_tried_again() -> None:
         raise RowRefused("no")
 
     with pytest.raises(RowRefused):
-        until_available(call, stop=Event(), longest_wait_s=0.01)
+        Patience(Event(), 0.01).until_available(call)
     assert calls == [1]
 
 
@@ -42,5 +43,21 @@ def test_being_told_to_stop_ends_even_a_long_wait_at_once() -> None:
     timer = Timer(0.15, stop.set)
     timer.start()
     with pytest.raises(Stopped, match="away"):
-        until_available(call, stop=stop, longest_wait_s=300)
+        Patience(stop, 300).until_available(call)
     timer.join()
+
+
+def test_what_is_waited_for_can_be_seen_meanwhile() -> None:
+    outages = Outages()
+    seen: list[list[str]] = []
+    answers = [SinkUnavailable("slow"), EncoderUnavailable("was killed by SIGSEGV"), None]
+
+    def call() -> None:
+        seen.append(outages.reasons())
+        error = answers.pop(0)
+        if error:
+            raise error
+
+    Patience(Event(), 0.01, outages).until_available(call)
+    assert seen == [[], ["waiting for Milvus: slow"], ["waiting for the encoder: was killed by SIGSEGV"]]
+    assert outages.reasons() == []

@@ -12,29 +12,30 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from export import build
 from export.errors import ExportError, ParityError
-from notellm.bundle import MANIFEST, open_bundle
+from notellm.bundle import MANIFEST, Manifest, open_bundle
 from notellm.errors import BundleError
 from notellm.prompt import PromptLimits
 from tests.conftest import REPOSITORY
 from tests.export.tiny import Tiny, plan, run_export
-from training.model import NoteLLM
 
 
 @pytest.fixture
 def graph_of_the_tied_bundle(tied: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of tracing, which takes seconds, the export takes the graph that was traced of the tied checkpoint."""
 
-    def copy(model: NoteLLM, path: Path) -> None:
+    def copy(plan: Any, checkpoint: Any, draft: Manifest, path: Path, step: Any) -> Manifest:
         for file in tied.bundle.glob("model.onnx*"):
             shutil.copy(file, path.with_name(file.name))
+        return draft
 
-    monkeypatch.setattr(build, "write_onnx", copy)
+    monkeypatch.setattr(build, "_write_graph", copy)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_what_is_not_a_bundle_is_never_replaced(tied: Tiny, tmp_path: Path) -> N
 def test_a_prompt_longer_than_the_model_reads_is_refused_before_the_tracing(
     tied: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "write_onnx", lambda model, path: pytest.fail("it was traced"))
+    monkeypatch.setattr(build, "trace", lambda *_: pytest.fail("it was traced"))
     with pytest.raises(BundleError, match=r"the model reads 1024; export it with a smaller --note-tokens"):
         run_export(replace(plan(tied.checkpoint, tmp_path / "bundle"), prompt_limits=PromptLimits(note=1000)))
     assert list(tmp_path.iterdir()) == []
@@ -127,8 +128,8 @@ def test_an_export_that_is_killed_leaves_nothing_and_the_next_one_sweeps_up(tied
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 120
-        # The folder is made when the tracing begins, which takes seconds.
-        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        # The tokenizer is there when the tracing begins, which takes seconds.
+        while not (partial / "parity.npz").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.5)
         process.send_signal(number)

@@ -13,9 +13,11 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from export.checkpoint import PROJECTION, SMOLLM2, Checkpoint, load_checkpoint
-from export.errors import ExportError
+from export.architectures import ARCHITECTURES
+from export.checkpoint import SMOLLM2, Checkpoint, load_checkpoint
+from notellm.errors import NoteLLMError
 from tests.export.tiny import HIDDEN, PROJECTION_DIM, Tiny
+from training.checkpoint_folder import PROJECTION
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def folder(untied: Tiny, tmp_path: Path) -> Path:
 
 
 def refusal(source: Path | str) -> str:
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(NoteLLMError) as caught:
         load_checkpoint(str(source))
     line = str(caught.value)
     assert "\n" not in line
@@ -150,10 +152,14 @@ def test_a_projection_that_is_no_safetensors_file_is_refused(folder: Path) -> No
 # What cannot be loaded
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "bert", "never-heard-of"])
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "gemma3", "never-heard-of"])
 def test_another_architecture_is_refused_with_its_name_and_the_supported_ones(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    assert refusal(tmp_path) == f"architecture '{model_type}' is not supported; supported: Llama (llama)"
+    supported = (
+        "Llama (llama), Qwen2 (qwen2), Qwen3 (qwen3), Mistral (mistral), Gemma 3 (text) (gemma3_text), Phi-3 (phi3)"
+    )
+    assert len(ARCHITECTURES) == 6
+    assert refusal(tmp_path) == f"architecture '{model_type}' is not supported; supported: {supported}"
 
 
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from export.build import _draft
-from export.checkpoint import PROJECTION, load_checkpoint
+from export.checkpoint import load_checkpoint
 from notellm.bundle import TagLimits
 from notellm.prompt import PromptLimits, load_template
+from tests.export.families import save_family
 from tests.export.tiny import CATEGORIES, Tiny, plan, save_checkpoint
+from training.checkpoint_folder import PROJECTION
 
 
 def version_of(checkpoint: Path, work: Path, **changes: Any) -> str:
@@ -101,3 +103,35 @@ def test_a_change_of_how_notes_are_read_is_another_version(
     untied: Tiny, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     assert version_of(untied.checkpoint, tmp_path / "work", **changes) != untied.manifest.model_version
+
+
+def test_fp16_shares_the_version_of_fp32_and_what_is_below_does_not(untied: Tiny, tmp_path: Path) -> None:
+    precisions = ("fp32", "fp16", "int8", "int4")
+    versions = [version_of(untied.checkpoint, tmp_path / name, precision=name) for name in precisions]
+    assert versions[:2] == [untied.manifest.model_version] * 2
+    assert len(set(versions)) == 3
+
+
+def test_where_it_runs_is_no_part_of_it_and_how_its_weights_are_stored_is(untied: Tiny, tmp_path: Path) -> None:
+    here, there, otherwise = (
+        version_of(untied.checkpoint, tmp_path / name, precision="int4", **changes)
+        for name, changes in (("cpu", {}), ("cuda", {"provider": "cuda"}), ("fused", {"graph": "fused"}))
+    )
+    assert here == there != otherwise
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("gemma3_text", {"sliding_window": 32}),
+        ("gemma3_text", {"final_logit_softcapping": 3.0}),
+        ("gemma3_text", {"query_pre_attn_scalar": 64}),
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"max_window_layers": 0}),
+    ],
+)
+def test_what_no_tensor_shows_is_another_version(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
+    one = save_family(tmp_path / "one", model_type)
+    other = save_family(tmp_path / "other", model_type, **changes)
+    assert version_of(one, tmp_path / "work1") != version_of(other, tmp_path / "work2")

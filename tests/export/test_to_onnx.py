@@ -22,6 +22,7 @@ from notellm.errors import NoteLLMError
 from tests.conftest import REPOSITORY
 from tests.export.tiny import Tiny
 
+SUPPORTED = "Llama (llama), Qwen2 (qwen2), Qwen3 (qwen3), Mistral (mistral), Gemma 3 (text) (gemma3_text), Phi-3 (phi3)"
 SCRIPT = REPOSITORY / "export" / "to_onnx.py"
 
 
@@ -66,7 +67,7 @@ def test_an_unknown_architecture_ends_the_process_with_one_line(tmp_path: Path) 
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr == "error: architecture 'gpt2' is not supported; supported: Llama (llama)\n"
+    assert ended.stderr == "error: architecture 'gpt2' is not supported; supported: " + SUPPORTED + "\n"
     assert ended.stdout == ""
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
 

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from export.build import ExportPlan, build_bundle
-from export.checkpoint import PROJECTION
 from notellm.bundle import Manifest
 from notellm.prompt import load_template
+from training.checkpoint_folder import PROJECTION
 
 CATEGORIES = ["art", "art history", "art history of Japan", "travel", "旅行", "café crème", "🍁"]
 PROJECTION_DIM = 16

@@ -13,7 +13,7 @@ from pymilvus import MilvusClient
 
 from commands.checker import Verdict
 from commands.embedded import EmbeddedKafka, MilvusLite
-from tests.support.pipeline import Pipeline, note_publication, short_notes
+from tests.support.pipeline import Pipeline, bundle_program, note_publication, short_notes
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +28,7 @@ def settled(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iter
     kafka.create_topics("notes", "notes.dead-letter")
     milvus = MilvusLite(folder / "milvus", log=folder / "milvus.log")
     milvus.start()
-    with Pipeline(folder, kafka, milvus, tiny_bundle) as pipeline:
+    with Pipeline(folder, kafka, milvus, bundle_program(tiny_bundle)) as pipeline:
         notes = short_notes(NOTES)
         pipeline.publish(*map(note_publication, notes))
         pipeline.publish(note_publication(msgspec.structs.replace(notes[1], title="edited")))
@@ -46,7 +46,7 @@ def check(pipeline: Pipeline) -> tuple[int, Verdict]:
     out = pipeline.folder / "verdict.json"
     command = [sys.executable, "-m", "commands.checker", "--ledger", str(pipeline.folder / "ledger.jsonl")]
     command += ["--milvus", pipeline.milvus.uri, "--kafka", pipeline.kafka.bootstrap_servers]
-    command += ["--bundle", str(pipeline.bundle), "--out", str(out)]
+    command += ["--bundle", pipeline.program.arguments[-1], "--out", str(out)]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done.returncode, msgspec.json.decode(out.read_bytes(), type=Verdict)

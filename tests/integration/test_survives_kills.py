@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from commands.embedded import EmbeddedKafka, MilvusLite
-from tests.support.pipeline import Pipeline, script_of
+from tests.support.pipeline import Pipeline, bundle_program, script_of
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.integration
@@ -20,7 +20,7 @@ NOTES = 400
 def pipeline(
     tmp_path: Path, embedded_kafka: EmbeddedKafka, milvus_lite: MilvusLite, tiny_bundle: Path
 ) -> Iterator[Pipeline]:
-    with Pipeline(tmp_path, embedded_kafka, milvus_lite, tiny_bundle) as running:
+    with Pipeline(tmp_path, embedded_kafka, milvus_lite, bundle_program(tiny_bundle)) as running:
         yield running
 
 
@@ -47,16 +47,16 @@ def test_updater_killed_with_batches_in_flight(pipeline: Pipeline) -> None:
     assert_all_is_well(pipeline)
 
 
-def test_milvus_killed_while_the_updater_runs(pipeline: Pipeline) -> None:
+def test_milvus_killed_while_the_updater_runs(pipeline: Pipeline, milvus_lite: MilvusLite) -> None:
     script = script_of(NOTES)
     updater = pipeline.start_updater()
     pipeline.publish(*script[: NOTES // 2])
     wait_until(lambda: pipeline.committed_share() > 0, "the first commit")
-    pipeline.milvus.kill()
+    milvus_lite.kill()
     pipeline.publish(*script[NOTES // 2 :])
     updater.wait_for("waiting for Milvus")
     assert updater.is_running
-    pipeline.milvus.start()
+    milvus_lite.start()
     pipeline.wait_until_committed(1.0)
     assert updater.is_running
     log = updater.text()

@@ -68,6 +68,14 @@ def with_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, **changes))
 
 
+# The traced graph can do everything, so it can also be driven as one that can do less.
+LESS = [
+    Capabilities(prefix_cache=False),
+    Capabilities(multi_token_past=False),
+    Capabilities(prefix_cache=False, multi_token_past=False),
+]
+
+
 def stacked(encoder: NoteEncoder, notes: Sequence[Note], *, embed_only: bool = True) -> np.ndarray[Any, Any]:
     return np.stack([note.embedding for note in encoder.encode(notes, embed_only=embed_only)])
 
@@ -90,6 +98,23 @@ def test_a_note_has_the_same_embedding_in_any_batch_as_alone_and_in_its_own_plac
     together = stacked(batching, batch, embed_only=embed_only)
     alone = np.concatenate([stacked(encoder, [note]) for note in batch])
     np.testing.assert_allclose(together, alone, atol=BOUND)
+
+
+@pytest.mark.parametrize("capabilities", LESS)
+@settings(deadline=None, max_examples=10)
+@given(batch=batches, token_budget=st.integers(1, 1500), embed_only=st.booleans())
+def test_the_embedding_is_the_same_from_a_graph_that_can_do_less(
+    bundle: Bundle,
+    session: GraphSession,
+    encoder: NoteEncoder,
+    capabilities: Capabilities,
+    batch: list[Note],
+    token_budget: int,
+    embed_only: bool,
+) -> None:
+    less = NoteEncoder(with_manifest(bundle, capabilities=capabilities), session, token_budget=token_budget, max_rows=9)
+    alone = np.concatenate([stacked(encoder, [note]) for note in batch])
+    np.testing.assert_allclose(stacked(less, batch, embed_only=embed_only), alone, atol=BOUND)
 
 
 @settings(deadline=None, max_examples=25)
@@ -128,6 +153,11 @@ def test_embed_only_gives_the_full_embedding_and_no_tags(encoder: NoteEncoder) -
 @pytest.mark.parametrize("embed_only", [True, False])
 def test_no_notes_give_no_results(encoder: NoteEncoder, embed_only: bool) -> None:
     assert encoder.encode([], embed_only=embed_only) == []
+
+
+def test_prompts_are_built_in_the_order_of_the_notes(encoder: NoteEncoder) -> None:
+    assert encoder.build_prompts(FIXED) == [encoder.prompt(note) for note in FIXED]
+    assert encoder.build_prompts([]) == []
 
 
 def test_a_note_of_a_megabyte_is_read_as_far_as_its_budget_goes(encoder: NoteEncoder) -> None:
@@ -173,6 +203,15 @@ def test_tags_do_not_depend_on_the_batch(tied: Tiny, encoder: NoteEncoder) -> No
     for one in (encoder, NoteEncoder.load(tied.bundle, "cpu", threads=1)):
         together = [note.tags for note in one.encode(FIXED)]
         assert together == [one.encode([note])[0].tags for note in FIXED]
+
+
+@pytest.mark.parametrize("capabilities", LESS)
+def test_tags_are_the_same_from_a_graph_that_can_do_less(
+    bundle: Bundle, session: GraphSession, encoder: NoteEncoder, capabilities: Capabilities
+) -> None:
+    limited = with_manifest(bundle, capabilities=capabilities)
+    less = NoteEncoder(limited, session, token_budget=2048, max_rows=32)
+    assert [note.tags for note in less.encode(FIXED)] == [note.tags for note in encoder.encode(FIXED)]
 
 
 def test_notes_whose_answer_ends_early_leave_the_others_as_they_were(bundle: Bundle, session: GraphSession) -> None:
@@ -356,8 +395,8 @@ def test_a_cuda_that_would_silently_become_the_cpu_is_an_error(untied: Tiny, mon
     class WithoutGpu(onnxruntime.InferenceSession):  # type: ignore[misc]
         """As onnxruntime-gpu behaves where there is no GPU: no error, only another provider."""
 
-        def __init__(self, path: str, options: Any, providers: list[str]) -> None:
-            assert providers == ["CUDAExecutionProvider"]
+        def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
+            assert [name for name, _ in providers] == ["CUDAExecutionProvider"]
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -378,12 +417,6 @@ def test_without_onnxruntime_the_error_names_both_ways_to_install_it(
         NoteEncoder.load(untied.bundle)
     assert "pip install 'notellm[cpu]'" in str(caught.value)
     assert "pip install 'notellm[gpu]'" in str(caught.value)
-
-
-def test_a_bundle_whose_graph_has_no_prefix_cache_is_refused(bundle: Bundle, session: GraphSession) -> None:
-    other = with_manifest(bundle, capabilities=Capabilities(prefix_cache=False))
-    with pytest.raises(BundleError, match="no prefix cache"):
-        NoteEncoder(other, session, token_budget=1, max_rows=1)
 
 
 def test_a_bundle_whose_prompt_is_longer_than_its_model_reads_is_refused(bundle: Bundle, session: GraphSession) -> None:

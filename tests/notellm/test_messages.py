@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from notellm.errors import InvalidMessage
-from notellm.messages import LIMITS, NoteRecord, Tombstone, parse_record
+from notellm.messages import (
+    LIMITS,
+    NoteRecord,
+    NoteVector,
+    Tombstone,
+    encode_note_vector,
+    parse_note_vector,
+    parse_record,
+)
 
 NOW = 1_700_000_000_000
 REASONS = {"no_key", "bad_id", "key_mismatch", "not_json", "not_object", "wrong_type", "not_finite", "no_text"}
@@ -286,6 +294,80 @@ def test_a_kept_note_published_again_is_the_same_note(note: dict[str, Any]) -> N
     record = outcome(b"n1", json.dumps(note).encode(), NOW)
     if isinstance(record, NoteRecord):
         assert accepted(msgspec.json.encode(record.note)) == NoteRecord(record.note, trimmed=())
+
+
+# Note vectors
+
+VECTOR = NoteVector(
+    note_id="n1",
+    model_version="0123456789abcdef",
+    text_hash="ab" * 32,
+    embedding=[0.6, -0.8],
+    generated_hashtags=["京都"],
+    generated_category="travel",
+)
+
+
+def vector_value(**fields: Any) -> bytes:
+    return json.dumps({**msgspec.json.decode(encode_note_vector(VECTOR)), **fields}).encode()
+
+
+def test_a_vector_is_written_as_the_contract_says() -> None:
+    assert encode_note_vector(VECTOR).decode() == (
+        '{"note_id":"n1","model_version":"0123456789abcdef","text_hash":"' + "ab" * 32 + '","embedding":[0.6,-0.8],'
+        '"generated_hashtags":["京都"],"generated_category":"travel"}'
+    )
+
+
+def test_a_vector_is_read_as_it_was_written_and_unknown_fields_pass() -> None:
+    assert parse_note_vector(b"n1", encode_note_vector(VECTOR)) == VECTOR
+    assert parse_note_vector(b"n1", vector_value(added="later")) == VECTOR
+    assert parse_note_vector(b"n1", None) == Tombstone("n1")
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20))
+def test_numbers_of_a_vector_are_exact(embedding: list[float]) -> None:
+    sent = msgspec.structs.replace(VECTOR, embedding=embedding)
+    assert parse_note_vector(b"n1", encode_note_vector(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "reason", "field", "allowed"),
+    [
+        (None, vector_value(), "no_key", "key", "must be the note_id"),
+        (b"", None, "no_key", "key", "must be the note_id"),
+        (b"\xff", None, "bad_id", "key", "1 to 64 bytes"),
+        (b"n2", vector_value(), "key_mismatch", "note_id", "must be equal"),
+        (b"n1", b"", "not_json", "value", "empty; a note vector is a JSON object"),
+        (b"n1", b"x", "not_json", "value", "a note vector is a JSON object"),
+        (b"n1", b"null", "not_object", "value", "a note vector is a JSON object"),
+        (b"n1", b'{"note_id":"n1"}', "wrong_type", "model_version", "must be there"),
+        (b"n1", b"{}", "bad_id", "note_id", "missing"),
+        (b"n1", vector_value(note_id=1), "bad_id", "note_id", "Expected `str`"),
+        (b"n1", vector_value(model_version="X"), "wrong_type", "model_version", "matching regex"),
+        (b"n1", vector_value(text_hash=""), "wrong_type", "text_hash", "matching regex"),
+        (b"n1", vector_value(embedding=[]), "wrong_type", "embedding", "length >= 1"),
+        (b"n1", vector_value(embedding=["0.1"]), "wrong_type", "embedding", "Expected `float`"),
+        (b"n1", vector_value().replace(b"0.6", b"1e999"), "not_finite", "embedding", "allowed are finite"),
+        (b"n1", vector_value(generated_hashtags=None), "wrong_type", "generated_hashtags", "Expected `array`"),
+    ],
+)
+def test_what_is_no_vector_names_the_field(
+    key: bytes | None, raw: bytes | None, reason: str, field: str, allowed: str
+) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        parse_note_vector(key, raw)
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+    assert allowed in str(caught.value)
+
+
+@given(st.sampled_from([b"n1", b"", None]) | st.binary(max_size=70), st.none() | st.binary(max_size=80) | _values())
+def test_whatever_the_bytes_of_a_vector_nothing_else_is_raised(key: bytes | None, raw: bytes | None) -> None:
+    try:
+        reason = type(parse_note_vector(key, raw)).__name__
+    except InvalidMessage as error:
+        reason = error.reason
+    assert reason in {"NoteVector", "Tombstone", *REASONS}
 
 
 def assert_within_limits(record: NoteRecord) -> None:

@@ -1,26 +1,27 @@
-"""A running pipeline on the embedded default, seen from outside: publish, watch, judge."""
+"""A running pipeline on whatever servers, seen from outside: publish, watch, judge."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 from pymilvus import MilvusClient
 
-from commands.checker import Verdict, judge, read_dead_letters, read_rows
+from commands.checker import BundleReference, Reference, Verdict, judge, read_dead_letters, read_rows
 from commands.demo_script import Publication, demo_script
-from commands.embedded import EmbeddedKafka, MilvusLite
-from commands.ledger import Ledger, read_ledger
+from commands.ledger import Ledger, LedgerEntry, read_ledger
 from commands.publisher import NotePublisher
 from notellm.encoder import NoteEncoder
 from notellm.messages import Note
 from notellm.settings import load_settings
 from tests.support.processes import CommandProcess, wait_until
+from tests.support.reference import HashReference
 
-__all__ = ["Pipeline", "note_publication", "script_of", "short_notes"]
+__all__ = ["Pipeline", "Program", "bundle_program", "hash_program", "note_publication", "script_of", "short_notes"]
 
 _ENVIRONMENT = {
     # The built-in cluster forgets a member, even one that has left, only when its session is over.
@@ -29,42 +30,103 @@ _ENVIRONMENT = {
     "NOTELLM_UPDATER_BATCH_NOTES": "8",
     "NOTELLM_UPDATER_QUEUE_NOTES": "64",
     "NOTELLM_UPDATER_COMMIT_INTERVAL_S": "0.1",
+    "NOTELLM_OPERATIONS_PORT": "0",
 }
+_REPOSITORY = Path(__file__).parent.parent.parent
+
+
+class Brokers(Protocol):
+    bootstrap_servers: str
+
+
+class MilvusServer(Protocol):
+    uri: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """An updater to run, and what the judge knows of its model."""
+
+    module: str
+    arguments: tuple[str, ...]
+    reference: Reference
+
+
+def bundle_program(bundle: Path) -> Program:
+    """``notellm update`` with a real bundle."""
+    reference = BundleReference(NoteEncoder.load(bundle, threads=1))
+    return Program("commands", ("update", "--bundle", str(bundle)), reference)
+
+
+def hash_program(**arguments: object) -> Program:
+    """The same service with the deterministic test encoder, which is as fast as a test likes."""
+    known = {name: value for name, value in arguments.items() if name in ("model_version", "embedding_dim")}
+    reference = HashReference(**known)  # type: ignore[arg-type]
+    return Program("tests.support.updater", (msgspec.json.encode(arguments).decode(),), reference)
 
 
 class Pipeline:
-    """Kafka, Milvus and a ledger; the updater is a process that the test starts, kills and starts again."""
+    """Kafka, Milvus and a ledger; updaters are processes that the test starts, kills and starts again.
 
-    def __init__(self, folder: Path, kafka: EmbeddedKafka, milvus: MilvusLite, bundle: Path) -> None:
+    ``name`` is the topic's, and begins those of the dead letters, the collections and the alias.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kafka: Brokers,
+        milvus: MilvusServer,
+        program: Program,
+        *,
+        name: str = "notes",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.kafka = kafka
         self.milvus = milvus
-        self.encoder = NoteEncoder.load(bundle, threads=1)
-        self.bundle = bundle
-        self._ledger = Ledger(folder / "ledger.jsonl", "notes")
-        settings = load_settings(None, {"kafka.bootstrap_servers": kafka.bootstrap_servers})
+        self.program = program
+        self.topic = name
+        self.dead_letter_topic = f"{name}.dead-letter"
+        self.alias = name.replace("-", "_")
+        self._environment = {
+            **_ENVIRONMENT,
+            "PYTHONPATH": str(_REPOSITORY),
+            "NOTELLM_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "NOTELLM_KAFKA_NOTES_TOPIC": self.topic,
+            "NOTELLM_KAFKA_DEAD_LETTER_TOPIC": self.dead_letter_topic,
+            "NOTELLM_MILVUS_URI": milvus.uri,
+            "NOTELLM_MILVUS_COLLECTION_PREFIX": self.alias,
+            "NOTELLM_MILVUS_ALIAS": self.alias,
+            **(environment or {}),
+        }
+        self._ledger = Ledger(folder / "ledger.jsonl", self.topic)
+        settings = load_settings(
+            None, {"kafka.bootstrap_servers": kafka.bootstrap_servers, "kafka.notes_topic": self.topic}
+        )
         self._publisher = NotePublisher(settings.kafka)
         self.published: list[Publication] = []
-        self._processes: list[CommandProcess] = []
+        self.updaters: list[CommandProcess] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._ledger.close()
-        for process in self._processes:
-            if process.is_running:
-                process.kill()
+        for updater in self.updaters:
+            if updater.is_running:
+                updater.kill()
 
-    def start_updater(self) -> CommandProcess:
+    def start_updater(self, program: Program | None = None, **environment: str) -> CommandProcess:
+        """``environment`` is this one's alone."""
+        chosen = program or self.program
         updater = CommandProcess(
-            self.folder / "updater.log",
-            "update",
-            *("--kafka", self.kafka.bootstrap_servers, "--milvus", self.milvus.uri, "--bundle", str(self.bundle)),
+            self.folder / f"updater-{len(self.updaters)}.log",
+            *chosen.arguments,
+            module=chosen.module,
             cwd=self.folder,
-            env=_ENVIRONMENT,
+            env={**self._environment, **environment},
         )
-        self._processes.append(updater)
+        self.updaters.append(updater)
         return updater
 
     def publish(self, *publications: Publication) -> None:
@@ -80,40 +142,56 @@ class Pipeline:
         self._publisher.publish(publication.key, publication.value, delivered)
         self.published.append(publication)
 
-    def committed_share(self) -> float:
-        """How much of what was published the updater's group has committed, 0 to 1."""
-        committed = self._offsets()
-        return sum(max(offset, 0) for offset in committed.values()) / max(len(self.published), 1)
-
-    def wait_until_committed(self, share: float, seconds: float = 120.0) -> float:
-        wait_until(lambda: self.committed_share() >= share, f"{share:.0%} to be committed", seconds)
-        return self.committed_share()
-
-    def judge(self) -> Verdict:
-        """The demo's own checker, over everything that was published."""
-        return judge(
-            list(read_ledger(self.folder / "ledger.jsonl")),
-            read_rows(self.milvus.uri, "notes"),
-            read_dead_letters(self.kafka.bootstrap_servers, "notes.dead-letter"),
-            self.encoder,
-        )
-
-    def _offsets(self) -> dict[int, int]:
+    def committed(self, reference: Reference | None = None) -> dict[int, int]:
+        """Of each partition, what the group of this model's updaters has committed; absent where that is nothing."""
         consumer = Consumer(
-            {"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": self._group, "log_level": 3}
+            {
+                "bootstrap.servers": self.kafka.bootstrap_servers,
+                "group.id": self.group(reference or self.program.reference),
+                "log_level": 3,
+            }
         )
-        partitions = [TopicPartition("notes", number) for number in range(4)]
+        count = len(consumer.list_topics(self.topic, timeout=10).topics[self.topic].partitions)
+        partitions = [TopicPartition(self.topic, number) for number in range(count)]
         offsets = {found.partition: found.offset for found in consumer.committed(partitions, timeout=10)}
         consumer.close()
-        return offsets
+        return {partition: offset for partition, offset in offsets.items() if offset >= 0}
 
-    @functools.cached_property
-    def _group(self) -> str:
+    def committed_share(self, reference: Reference | None = None) -> float:
+        """How much of what was published is committed, 0 to 1."""
+        return sum(self.committed(reference).values()) / max(len(self.published), 1)
+
+    def wait_until_committed(self, share: float, seconds: float = 120.0, reference: Reference | None = None) -> float:
+        def done() -> bool:
+            return self.committed_share(reference) >= share
+
+        wait_until(done, f"{share:.0%} to be committed", seconds)
+        return self.committed_share(reference)
+
+    def entries(self) -> list[LedgerEntry]:
+        return list(read_ledger(self.folder / "ledger.jsonl"))
+
+    def judge(self, reference: Reference | None = None, collection: str = "") -> Verdict:
+        """The demo's own checker, over everything that was published; reads the alias, or another ``collection``."""
+        return judge(
+            self.entries(),
+            read_rows(self.milvus.uri, collection or self.alias),
+            read_dead_letters(self.kafka.bootstrap_servers, self.dead_letter_topic),
+            reference or self.program.reference,
+        )
+
+    def collection(self, reference: Reference) -> str:
+        return f"{self.alias}_{reference.model_version}"
+
+    def group(self, reference: Reference) -> str:
+        """Waits until the collection is there, whose present filling the group is named after."""
+        name = self.collection(reference)
         client = MilvusClient(self.milvus.uri, timeout=10)
-        name = f"notes_{self.encoder.model_version}"
-        wait_until(lambda: client.has_collection(name), f"collection {name}")
-        fill = client.describe_collection(name)["properties"]["notellm.fill"]
-        client.close()
+        try:
+            wait_until(lambda: client.has_collection(name), f"collection {name}")
+            fill = client.describe_collection(name)["properties"]["notellm.fill"]
+        finally:
+            client.close()
         return f"notellm.default.{name}.{fill}"
 
 

@@ -14,13 +14,20 @@ __all__ = ["CommandProcess", "run_command", "wait_until"]
 
 
 class CommandProcess:
-    """``notellm ARGUMENTS...`` with its output in a file."""
+    """``notellm ARGUMENTS...``, or another ``module``, with its output in a file."""
 
-    def __init__(self, log: Path, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        module: str = "commands",
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "commands", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,74 @@
+"""The demo's topics on a Kafka that is somebody's own: two of its own name, made before and deleted after."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from commands.embedded import EmbeddedKafka
+from consumers.kafka_client import client_properties, make_client
+from consumers.kafka_topics import inspect_topic
+from notellm.errors import NoteLLMError
+from notellm.settings import KafkaSettings, load_settings
+
+__all__ = ["demo_kafka"]
+
+log = logging.getLogger(__name__)
+
+_PARTITIONS = 4
+_SECONDS = 30.0
+
+
+@contextmanager
+def demo_kafka(address: str | None) -> Iterator[dict[str, str]]:
+    """Settings of a Kafka that has the demo's topics: the embedded one, or where there is an ``address``, that one."""
+    if address is None:
+        kafka = EmbeddedKafka()
+        settings = load_settings(None, {"kafka.bootstrap_servers": kafka.bootstrap_servers}).kafka
+        kafka.create_topics(settings.notes_topic, settings.dead_letter_topic)
+        yield {"kafka.bootstrap_servers": kafka.bootstrap_servers}
+        return
+    name = f"notellm-demo-{uuid.uuid4().hex[:8]}"
+    flags = {
+        "kafka.bootstrap_servers": address,
+        "kafka.notes_topic": name,
+        "kafka.dead_letter_topic": f"{name}.dead-letter",
+    }
+    settings = load_settings(None, flags).kafka
+    admin = make_client(AdminClient, client_properties(settings))
+    _create(admin, settings)
+    try:
+        yield flags
+    finally:
+        _delete(admin, settings)
+
+
+def _create(admin: AdminClient, settings: KafkaSettings) -> None:
+    topics = [
+        NewTopic(settings.notes_topic, _PARTITIONS, -1, config={"cleanup.policy": "compact"}),
+        NewTopic(settings.dead_letter_topic, 1, -1),
+    ]
+    for topic, created in admin.create_topics(topics, request_timeout=_SECONDS).items():
+        try:
+            created.result(_SECONDS)
+        except (KafkaException, TimeoutError) as error:
+            reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
+            raise NoteLLMError(
+                f"--kafka: {settings.bootstrap_servers!r} does not create topic {topic!r}: {reason}"
+            ) from None
+    for topic in (settings.notes_topic, settings.dead_letter_topic):
+        inspect_topic(settings, topic)
+
+
+def _delete(admin: AdminClient, settings: KafkaSettings) -> None:
+    names = [settings.notes_topic, settings.dead_letter_topic]
+    for topic, deleted in admin.delete_topics(names, request_timeout=_SECONDS).items():
+        try:
+            deleted.result(_SECONDS)
+        except (KafkaException, TimeoutError) as error:
+            log.warning("the demo's topic %s could not be deleted: %s", topic, error)

@@ -1,0 +1,174 @@
+"""One real Apache Kafka broker (KRaft) on loopback. ``make servers`` fetches its jars; it needs Java 17 or newer."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from commands.embedded import free_port
+from tests.support.missing import missing
+
+__all__ = ["KafkaElsewhere", "KafkaServer"]
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_SETTINGS = """\
+process.roles=broker,controller
+node.id=1
+controller.listener.names=CONTROLLER
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+log.dirs={data}
+# One broker: nothing can have two copies.
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+# After a kill -9 the next start waits until the killed one's session is over.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+# A test does not wait for a second member.
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+"""
+
+
+class KafkaServer:
+    """Its data, its settings and its log are in ``folder``."""
+
+    def __init__(self, jars: Path, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "kafka.log"
+        self._jars = jars
+        self._port, self._controller_port = free_port(), free_port()
+        self.bootstrap_servers = f"127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns once it takes calls. Raises RuntimeError with the end of its log when it does not."""
+        settings = self.folder / "server.properties"
+        if not settings.exists():
+            self._format(settings)
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._java("-Xmx512m", "kafka.Kafka", str(settings)),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal is for the tests, which stop it when they are done.
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        admin = self._admin()
+        while not self._answers(admin):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
+                raise RuntimeError(f"Kafka did not start; the end of {self.log}:\n{tail}")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """As ``kill -9``."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """A clean end."""
+        if self._process is not None and self.is_running:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+        """Returns once its partitions have leaders. ``config`` is the topic's own, ``cleanup.policy`` for instance."""
+        admin = self._admin()
+        admin.create_topics([NewTopic(name, partitions, 1, config=dict(config or {}))])[name].result(30)
+        deadline = time.monotonic() + 30
+        while not self._has_leaders(admin, name, partitions):
+            assert time.monotonic() < deadline, f"topic {name} got no leaders"
+            time.sleep(0.02)
+
+    def delete_topic(self, name: str) -> None:
+        """Returns once nobody sees it any more."""
+        admin = self._admin()
+        admin.delete_topics([name])[name].result(30)
+        deadline = time.monotonic() + 30
+        while name in admin.list_topics(timeout=10).topics:
+            assert time.monotonic() < deadline, f"topic {name} does not go"
+            time.sleep(0.02)
+
+    def _format(self, settings: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = _SETTINGS.format(port=self._port, controller_port=self._controller_port, data=self.folder / "data")
+        unformatted = settings.with_suffix(".new")
+        unformatted.write_text(text)
+        # Any 16 bytes in URL-safe base64 are a cluster's id.
+        arguments = ("kafka.tools.StorageTool", "format", "-t", "bm90ZWxsbS10ZXN0cy0wMQ", "-c", str(unformatted))
+        done = subprocess.run(self._java(*arguments), capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
+        unformatted.rename(settings)
+
+    def _java(self, *arguments: str) -> list[str]:
+        return [
+            "java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-XX:TieredStopAtLevel=1",  # a few minutes of work do not pay for the second compiler
+            "-cp", f"{self._jars}/*", *arguments,
+        ]  # fmt: skip
+
+    def _admin(self) -> AdminClient:
+        # log_level: a broker that is just starting, or was just killed, is no news.
+        return AdminClient(
+            {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "reconnect.backoff.max.ms": 500}
+        )
+
+    def _answers(self, admin: AdminClient) -> bool:
+        try:
+            return bool(admin.list_topics(timeout=0.5).brokers)
+        except KafkaException:
+            return False
+
+    def _has_leaders(self, admin: AdminClient, name: str, partitions: int) -> bool:
+        topic = admin.list_topics(name, timeout=10).topics[name]
+        return len(topic.partitions) == partitions and all(each.leader >= 0 for each in topic.partitions.values())
+
+
+class KafkaElsewhere(KafkaServer):
+    """A Kafka that somebody else runs (``TEST_KAFKA``): its topics are ours, whether it runs is not."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+
+    @property
+    def is_running(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        missing("a Kafka that this test may stop; run it without TEST_KAFKA")
+
+    stop = kill = restart = start
