@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import typer
 from rich.markup import escape
@@ -14,22 +15,39 @@ from commands.console import out
 from commands.encoders import load_encoder
 from commands.options import BundleOption, ConfigOption, KafkaOption, MilvusOption, ProviderOption, settings_from
 from consumers.errors import SecondWriter
-from consumers.kafka_source import inspect_topic
+from consumers.kafka_topics import TopicFacts, inspect_topic, topic_warnings
 from consumers.lite_lock import LiteLock
-from consumers.milvus_collection import collection_name, inspect_collection, live_collection
+from consumers.milvus_collection import Collection, collection_name, inspect_collection, live_collection
 from consumers.milvus_connection import connect, is_lite, milvus_errors
+from consumers.service import source_warnings
 from notellm.encoder import NoteEncoder
 from notellm.errors import NoteLLMError
-from notellm.settings import Settings
+from notellm.settings import KafkaSettings, Settings
 
 __all__ = ["check"]
+
+_VERDICTS = {"ok": "[green]ok[/]", "warning": "[yellow]WARNING[/]", "fault": "[red]FAULT[/]"}
 
 
 @dataclass(frozen=True)
 class _Finding:
     what: str
-    fault: bool
+    verdict: Literal["ok", "warning", "fault"]
     text: str
+
+
+class _Looking:
+    """What is being looked at, and what was found of it."""
+
+    def __init__(self, what: str, findings: list[_Finding]) -> None:
+        self._what = what
+        self._findings = findings
+
+    def good(self, text: str) -> None:
+        self._findings.append(_Finding(self._what, "ok", text))
+
+    def warn(self, texts: Iterable[str]) -> None:
+        self._findings.extend(_Finding(self._what, "warning", text) for text in texts)
 
 
 def check(
@@ -51,35 +69,44 @@ def check(
     findings: list[_Finding] = []
 
     @contextmanager
-    def looking_at(what: str) -> Iterator[Callable[[str], None]]:
+    def looking_at(what: str) -> Iterator[_Looking]:
         try:
-            yield lambda text: findings.append(_Finding(what, False, text))
+            yield _Looking(what, findings)
         except NoteLLMError as error:
             # Brokers that are away are one fault, however many topics were looked for.
             known = {finding.text for finding in findings}
-            findings.extend(_Finding(what, True, line) for line in str(error).splitlines() if line not in known)
+            findings.extend(_Finding(what, "fault", line) for line in str(error).splitlines() if line not in known)
 
     settings: Settings | None = None
-    with looking_at("configuration") as good:
+    with looking_at("configuration") as look:
         settings = settings_from(config, kafka=kafka, milvus=milvus, bundle=bundle, provider=provider)
-        good("every setting is known and allowed")
+        look.good("every setting is known and allowed")
     if settings is not None:
         encoder: NoteEncoder | None = None
-        with looking_at("bundle") as good:
+        with looking_at("bundle") as look:
             encoder = load_encoder(settings.encoder)
-            good(_about_bundle(encoder))
-        for topic in (settings.kafka.notes_topic, settings.kafka.dead_letter_topic):
-            with looking_at(f"Kafka, {topic}") as good:
-                facts = inspect_topic(settings.kafka, topic)
-                good(f"{settings.kafka.bootstrap_servers}: {facts.partitions} partitions")
-        with looking_at("Milvus") as good:
-            _look_at_milvus(settings, encoder, good)
+            look.good(_about_bundle(encoder))
+        notes: TopicFacts | None = None
+        with looking_at(f"Kafka, {settings.kafka.notes_topic}") as look:
+            notes = _look_at_topic(settings.kafka, settings.kafka.notes_topic, look)
+        with looking_at(f"Kafka, {settings.kafka.dead_letter_topic}") as look:
+            facts = _look_at_topic(settings.kafka, settings.kafka.dead_letter_topic, look)
+            look.warn(topic_warnings(settings.kafka, facts))
+        with looking_at("Milvus") as look:
+            _look_at_milvus(settings, encoder, notes, look)
     table = Table("", "what", "finding")
     for finding in findings:
-        table.add_row("[red]FAULT[/]" if finding.fault else "[green]ok[/]", finding.what, escape(finding.text))
+        table.add_row(_VERDICTS[finding.verdict], finding.what, escape(finding.text))
     out.print(table)
-    if any(finding.fault for finding in findings):
+    if any(finding.verdict == "fault" for finding in findings):
         raise typer.Exit(1)
+
+
+def _look_at_topic(settings: KafkaSettings, topic: str, look: _Looking) -> TopicFacts:
+    facts = inspect_topic(settings, topic)
+    policy = f", cleanup.policy={facts.cleanup_policy}" if facts.cleanup_policy else ""
+    look.good(f"{settings.bootstrap_servers}: {facts.partitions} partitions{policy}")
+    return facts
 
 
 def _about_bundle(encoder: NoteEncoder) -> str:
@@ -93,21 +120,24 @@ def _about_bundle(encoder: NoteEncoder) -> str:
     )
 
 
-def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, good: Callable[[str], None]) -> None:
+def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, notes: TopicFacts | None, look: _Looking) -> None:
     client = connect(settings.milvus)
+    found: Collection | None = None
     try:
         with milvus_errors():
-            good(f"{settings.milvus.uri}: {client.get_server_version()}")
+            look.good(f"{settings.milvus.uri}: {client.get_server_version()}")
             lite = is_lite(client)
         if encoder is not None:
             name = collection_name(settings.milvus, encoder.model_version)
             found = inspect_collection(client, settings.milvus, encoder.model_version, encoder.embedding_dim)
-            good(f"collection {name}: {_there(found)}")
+            look.good(f"collection {name}: {_there(found)}")
+        if notes is not None:
+            look.warn(source_warnings(settings.kafka, notes, found))
         live = live_collection(client, settings.milvus)
-        good(f"alias {settings.milvus.alias}: {f'points at {live[0]}' if live else _there(live)}")
+        look.good(f"alias {settings.milvus.alias}: {f'points at {live[0]}' if live else _there(live)}")
         if lite:
             _look_at_lock(settings)
-            good("Milvus Lite: no other updater writes to it")
+            look.good("Milvus Lite: no other updater writes to it")
     finally:
         client.close()
 

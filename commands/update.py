@@ -70,10 +70,10 @@ class UpdaterService:
 
     def run(self, open_encoder: Callable[[], AbstractContextManager[Encoder]]) -> None:
         """Blocks until SIGTERM or Ctrl-C. What operators ask is answered from the first moment on."""
+        stop_on_signals(self.stop)
         with OperationsServer(self._settings.operations, self.health, self.readiness), open_encoder() as encoder:
             self._encoder = encoder
             log.info("model_version %s on %s", encoder.model_version, getattr(encoder, "provider", "a test encoder"))
-            stop_on_signals(self.stop)
             while not self._stopping:
                 try:
                     with updater_service(self._settings, encoder) as self._updater:
@@ -85,9 +85,11 @@ class UpdaterService:
                     self._updater = None
 
     def stop(self) -> None:
+        """From a signal handler: an updater that runs finishes its work, else there is nothing to finish."""
         self._stopping = True
-        if self._updater is not None:
-            self._updater.stop()
+        if self._updater is None:
+            raise SystemExit(0)
+        self._updater.stop()
 
     def health(self) -> list[str]:
         updater = self._updater

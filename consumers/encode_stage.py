@@ -203,7 +203,7 @@ class EncodeStage:
         if note_id in embedded:
             row = self._row(refused, embedded[note_id], Tags([], ""), text_hash="")
             first = not self._settings.vectors_first
-            return [Write(versions, row, first=first, refused=Refusal("tags_refused", error))]
+            return [Write(versions, row, first=first, refused=Refusal(reason="tags_refused", error=error))]
         self._dead_letters.send(
             refused.record,
             stage="TASK_PUT",

@@ -97,6 +97,9 @@ class MemorySource:
         logs = self._topic.logs
         return {partition: logs[partition][-1].offset + 1 for partition in self._next if logs.get(partition)}
 
+    def outage(self) -> str:
+        return ""
+
     def close(self) -> None:
         self.revoke(list(self._next))
 

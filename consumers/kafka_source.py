@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
@@ -21,6 +22,7 @@ from consumers.high_watermarks import AskedHighWatermarks
 from consumers.kafka_client import client_properties, make_client
 from consumers.kafka_topics import TopicFacts, inspect_topic
 from consumers.missed_tombstones import Start, TombstoneWatch, read_start, write_start
+from consumers.outages import WAITING
 from consumers.protocols import Record, SourceEvents
 from notellm.settings import KafkaSettings
 
@@ -32,6 +34,25 @@ _COOPERATIVE = "cooperative-sticky"
 # A broker that is restarted hands its groups over within this time; the client asks again meanwhile.
 _OFFSETS_SECONDS = 30.0
 _COMMIT_AGAIN_SECONDS = 1.0
+_SAY_ERRORS_EVERY_SECONDS = 10.0
+
+
+class _Broker(msgspec.Struct):
+    state: str
+    nodeid: int
+
+
+class _Statistics(msgspec.Struct):
+    """The part of librdkafka's statistics that tells whether brokers can be reached."""
+
+    brokers: dict[str, _Broker]
+
+    @property
+    def is_connected(self) -> bool:
+        return any(broker.state == "UP" and broker.nodeid >= 0 for broker in self.brokers.values())
+
+
+_statistics = msgspec.json.Decoder(_Statistics)
 
 
 class KafkaSource:
@@ -60,7 +81,9 @@ class KafkaSource:
                 "max.poll.interval.ms": 300_000,
                 # A slow model reads little; megabytes fetched ahead would only be fetched again by the next owner.
                 "queued.max.messages.kbytes": 16_384,
-                "error_cb": lambda error: log.warning("Kafka: %s", error.str()),
+                "error_cb": self._on_error,
+                "statistics.interval.ms": 5000,
+                "stats_cb": self._on_statistics,
                 **client_properties(settings),
                 **static,
                 "partition.assignment.strategy": settings.assignor,
@@ -72,6 +95,8 @@ class KafkaSource:
             },
         )
         self._events: SourceEvents | None = None
+        self._brokers_away = ""
+        self._say_errors_at = 0.0
         self._starts: dict[int, Start] = {}  # of each partition that is ours
         self._watches: dict[int, TombstoneWatch] = {}  # until one has given the alarm
         self._positions: dict[int, int] = {}  # what we last tried to commit
@@ -124,6 +149,9 @@ class KafkaSource:
             for partition, asked in self._asked.latest(self._starts).items():
                 known[partition] = max(asked, known.get(partition, 0))
         return known
+
+    def outage(self) -> str:
+        return self._brokers_away
 
     def close(self) -> None:
         # A static member does not leave its group here: it has session.timeout.ms to come back.
@@ -241,6 +269,21 @@ class KafkaSource:
         if watch and watch.may_have_missed(record.offset, record.timestamp_ms, int(time.time() * 1000)):
             log.warning(watch.warning(self._topic, record.partition))
             del self._watches[record.partition]  # said once
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - that is its public name
+            self._brokers_away = error.str()
+            WAITING.labels("Kafka").set(1)
+        # Brokers that are away are dozens of errors a second.
+        if time.monotonic() >= self._say_errors_at:
+            self._say_errors_at = time.monotonic() + _SAY_ERRORS_EVERY_SECONDS
+            log.warning("Kafka: %s", error.str())
+
+    def _on_statistics(self, statistics: str) -> None:
+        # The only place where librdkafka says that a broker is back.
+        if self._brokers_away and _statistics.decode(statistics).is_connected:
+            self._brokers_away = ""
+            WAITING.labels("Kafka").set(0)
 
     def _fetched_high_watermarks(self) -> dict[int, int]:
         known: dict[int, int] = {}

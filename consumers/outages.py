@@ -8,7 +8,7 @@ from prometheus_client import Gauge
 
 from consumers.errors import Unavailable
 
-__all__ = ["Outages"]
+__all__ = ["WAITING", "Outages"]
 
 WAITING = Gauge("notellm_waiting", "1 while the updater waits for it to come back.", ["what"])
 

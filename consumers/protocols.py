@@ -151,5 +151,8 @@ class Source(Protocol):
     def high_watermarks(self) -> Mapping[int, int]:
         """Of each assigned partition, the offset behind its last record, as far as it is known; never waits."""
 
+    def outage(self) -> str:
+        """Why no broker can be reached now, or ""."""
+
     def close(self) -> None:
         """Leave the group; calls ``revoked`` for what is still assigned."""

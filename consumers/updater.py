@@ -139,7 +139,8 @@ class Updater:
     def readiness(self) -> list[str]:
         """What keeps notes from being taken in now; empty while they are. Any thread may ask."""
         joining = [] if self._joined else ["waiting for the consumer group to assign partitions"]
-        return [*self.health(), *joining, *self._outages.reasons()]
+        brokers = [f"waiting for Kafka: {outage}" for outage in [self._source.outage()] if outage]
+        return [*self.health(), *joining, *brokers, *self._outages.reasons()]
 
     def _turn(self) -> None:
         self._last_turn = time.monotonic()

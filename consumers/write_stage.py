@@ -168,8 +168,8 @@ class WriteStage:
         log.warning("Milvus refuses note %r at offset %d: %s", refused.note_id, refused.record.offset, error)
         if not write.first and write.row is not None and write.row.text_hash:
             # It took the vector: the tags are to blame.
-            return [replace(write, row=without_tags(write.row), refused=Refusal("tags_refused", error))]
-        self._send_dead_letter(refused, Refusal("milvus_refused", error))
+            return [replace(write, row=without_tags(write.row), refused=Refusal(reason="tags_refused", error=error))]
+        self._send_dead_letter(refused, Refusal(reason="milvus_refused", error=error))
         return self._settle(write.versions[:-1]) if len(write.versions) > 1 else []
 
     def _send_dead_letter(self, change: Change, refusal: Refusal) -> None:

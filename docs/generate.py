@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import typer
@@ -38,9 +38,11 @@ _MADE = "<!-- Made by docs/generate.py; edit that, or the code it reads. -->"
 
 # What a validator allows cannot be read from a type. A validator without a line here stops this program.
 _IN_WORDS = {
+    "kafka.dead_letter_topic": "another topic than `kafka.notes_topic`",
     "kafka.properties": (
         "librdkafka's names, but for `bootstrap.servers`, `group.id`, `enable.auto.commit`, `enable.auto.offset.store` "
-        "and `auto.offset.reset`, which the updater sets itself"
+        "and `auto.offset.reset`, which the updater sets itself, and for `partition.assignment.strategy` and "
+        "`group.instance.id`, which are settings of their own"
     ),
     "milvus.uri": "begins with `http://` or `https://`",
 }
@@ -114,9 +116,12 @@ wins.
 _METRICS = """\
 # Metrics
 
-Prometheus metrics of the updater, each declared beside what it measures. They are in the process, in
-`prometheus_client`'s default registry; no command serves them over HTTP yet. A histogram `NAME` is read as
-`NAME_bucket`, `NAME_sum` and `NAME_count`.
+Prometheus metrics of the updater, each declared beside what it measures. `notellm update` serves them on
+`http://127.0.0.1:9464/metrics` (settings `operations.host` and `operations.port`), beside `/healthz` and `/readyz`;
+what to watch is in [operations.md](operations.md). A histogram `NAME` is read as `NAME_bucket`, `NAME_sum` and `NAME_count`.
+
+The encoder's process has the usual process metrics under `notellm_encoder_process_...`, memory among them
+(`notellm_encoder_process_resident_memory_bytes`); the updater's own are `process_...`.
 
 `operation` is `upsert` or `delete`, `reason` one of the [reasons of dead letters](messages.md#dead-letters), `field`
 one of a [note's fields](messages.md#a-note).
@@ -307,6 +312,8 @@ def _kind(command: Any, parameter: Any) -> str:
     annotation = inspect.signature(command.callback, eval_str=True).parameters[parameter.name].annotation
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     wanted = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
     repeatable = get_origin(wanted[0]) is list or get_origin(annotation) is list
     inner = (get_args(wanted[0]) or wanted)[0] if repeatable else wanted[0]

@@ -190,7 +190,23 @@ def trace(model: NoteLLM, architecture: Architecture) -> ir.Model:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    _norms_in_float32(program.model)
     return program.model
+
+
+def _norms_in_float32(model: ir.Model) -> None:
+    """A norm that is computed in float32 in a float16 graph (Gemma's) gets the cast of its input back.
+
+    The exporter takes that cast for part of ``RMSNormalization``, which ONNX Runtime has for one type at a time.
+    """
+    for node in list(model.graph):
+        if node.op_type != "RMSNormalization":
+            continue
+        given, scale = node.inputs[0], node.inputs[1]
+        if given is not None and scale is not None and given.dtype != scale.dtype:
+            wide = ir.node("Cast", [given], {"to": ir.DataType.FLOAT}, name=f"{node.name}_wide")
+            model.graph.insert_before(node, wide)
+            node.replace_input_with(0, wide.outputs[0])
 
 
 def save_graph(graph: ir.Model, path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
@@ -69,6 +69,7 @@ class KafkaSettings(_Section):
     )
     vectors_topic_prefix: str = Field(
         "",
+        pattern=r"^[A-Za-z0-9._-]{0,200}$",
         description="Also publish what was written, one record per acknowledged note, to the compacted topic "
         "<prefix>.<model_version>; note-vectors is the usual prefix. Empty: do not.",
     )
@@ -89,6 +90,13 @@ class KafkaSettings(_Section):
         taken = sorted(owned & set(value))
         if taken:
             raise ValueError(f"{taken[0]} is set by the updater itself, or nothing acknowledged could be kept safe")
+        return value
+
+    @field_validator("dead_letter_topic")
+    @classmethod
+    def _another_topic(cls, value: str, info: ValidationInfo) -> str:
+        if value == info.data.get("notes_topic"):
+            raise ValueError("a topic other than kafka.notes_topic is needed")
         return value
 
 

@@ -108,7 +108,7 @@ class TestEverythingIsDocumented:
     def test_properties_that_the_updater_owns(self) -> None:
         [row] = re.findall(r"^\| `properties` \|.*$", text_of("configuration.md"), re.M)
         owned = re.findall(r"`([a-z]+\.[a-z.]+)`", row)
-        assert len(owned) == 5
+        assert len(owned) == 7
         for name in owned:
             with pytest.raises(SettingsError):
                 load_settings(None, {"kafka.properties": {name: "x"}})

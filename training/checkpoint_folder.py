@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -214,6 +215,8 @@ def _adapter_config(folder: Path, rows: int) -> LoraConfig:
             raise CheckpointError(
                 f"{_ADAPTER_CONFIG}: trainable_token_indices holds {token_id!r}; the base has ids 0 to {rows - 1}"
             )
+    if not isinstance(given.get("r"), int) or given["r"] < 1:
+        raise CheckpointError(f"{_ADAPTER_CONFIG}: r is {given.get('r')!r}; allowed are whole numbers from 1")
     try:
         return LoraConfig(**{name: given[name] for name in _CHOICES & given.keys()})
     except (TypeError, ValueError) as error:
@@ -229,12 +232,18 @@ def _token_ids(indices: object) -> list[object]:
 def _merge(folder: Path, base: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     tensors = _tensors(folder, _ADAPTER)
     try:
-        adapted = get_peft_model(base, config)
+        with warnings.catch_warnings():
+            # peft asks transformers for something by its old name: nothing that our users could do about.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            adapted = get_peft_model(base, config)
         loaded: Any = set_peft_model_state_dict(adapted, tensors)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{_ADAPTER}: does not fit the base: {_first_line(error)}") from None
-    # What an adapter lacks would be left as peft initialises it, and merge without a word.
-    absent = [name for name in loaded.missing_keys if "lora_" in name or "trainable_tokens" in name]
+    # What an adapter lacks would be left as peft initialises it, and merge without a word. A row of a tied table is
+    # there under both names, and saved under one.
+    parts = {name: part for name, part in adapted.state_dict().items() if "lora_" in name or "token_adapter" in name}
+    there = {part.data_ptr() for name, part in parts.items() if name not in loaded.missing_keys}
+    absent = [name for name, part in parts.items() if part.data_ptr() not in there]
     if wrong := [*loaded.unexpected_keys, *absent]:
         verdict = "is not of this adapter" if loaded.unexpected_keys else "is missing"
         raise CheckpointError(f"{_ADAPTER}: {wrong[0]} {verdict} ({len(wrong)} such tensors)")

@@ -451,3 +451,29 @@ def wait_for(condition: Callable[[], bool], *sources: KafkaSource, seconds: floa
         assert time.monotonic() < deadline, "it does not come"
         for source in sources:
             source.poll(0.02)
+
+
+def test_brokers_that_cannot_be_reached_are_an_outage_said_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    source = KafkaSource(KafkaSettings(bootstrap_servers="127.0.0.1:1"), "group")
+    source.subscribe(Events())
+    assert source.outage() == ""
+    deadline = time.monotonic() + 10
+    while not source.outage() and time.monotonic() < deadline:
+        source.poll(0.1)
+    assert "brokers are down" in source.outage()
+    for _ in range(20):
+        source.poll(0.05)
+    assert len([record for record in caplog.records if record.message.startswith("Kafka: ")]) == 1
+    source.close()
+
+
+def test_brokers_that_are_back_end_the_outage(embedded_kafka: EmbeddedKafka) -> None:
+    source = KafkaSource(KafkaSettings(bootstrap_servers=embedded_kafka.bootstrap_servers), "group")
+    source.subscribe(Events())
+    source._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert source.outage() != ""
+    deadline = time.monotonic() + 15
+    while source.outage() and time.monotonic() < deadline:
+        source.poll(0.1)
+    assert source.outage() == ""
+    source.close()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from commands.embedded import EmbeddedKafka
 from consumers.errors import UpdaterError
-from consumers.in_memory_vectors import MemoryNoteVectors
+from consumers.in_memory import MemoryNoteVectors
 from consumers.kafka_topics import ensure_vectors_topic
 from consumers.note_vectors import KafkaNoteVectors, note_vector
 from consumers.partitioner import murmur2_partition
@@ -350,14 +350,18 @@ class TestRealKafka:
 
 
 def test_the_fake_confirms_when_polled_and_keeps_what_compaction_would() -> None:
-    fake, delivered = MemoryNoteVectors(), []
-    fake.send(row("n1", 1), lambda: delivered.append(1))
-    fake.send(row("n2", 2), lambda: delivered.append(2))
-    fake.delete("n1", lambda: delivered.append(3))
-    fake.away = True
+    fake, delivered, alive = MemoryNoteVectors(), [], [True]
+    fake.send(row("n1", 1), lambda: delivered.append(1), lambda: alive[0])
+    fake.send(row("n2", 2), lambda: delivered.append(2), lambda: alive[0])
+    fake.delete("n1", lambda: delivered.append(3), lambda: alive[0])
+    fake.held = True
     fake.poll()
     assert delivered == []
-    fake.away = False
+    fake.held = False
     fake.poll()
     assert delivered == [1, 2, 3]
-    assert {note_id: version_of(vector) for note_id, vector in fake.last.items()} == {"n2": 2}
+    alive[0] = False
+    fake.send(row("n3", 1), lambda: delivered.append(4), lambda: alive[0])
+    fake.poll()
+    assert fake.latest.keys() == {"n2"}
+    assert delivered == [1, 2, 3]

@@ -70,5 +70,5 @@ def test_it_explains_no_reason_that_there_is_not() -> None:
     )
     table = GUIDE[GUIDE.index("| `notellm.reason`") :].split("\n\n")[0]
     reasons = set(re.findall(r"`([a-z]+_[a-z]+)`", table))
-    assert len(reasons) == 10
+    assert len(reasons) == 11
     assert {reason for reason in reasons if f'"{reason}"' not in code} == set()

@@ -20,6 +20,9 @@ ALLOWED: dict[str, Any] = {
     "kafka.notes_topic": "n",
     "kafka.dead_letter_topic": "n.dead",
     "kafka.group_prefix": "blue",
+    "kafka.assignor": "range",
+    "kafka.group_instance_id": "updater-1",
+    "kafka.vectors_topic_prefix": "note-vectors",
     "kafka.properties": {"security.protocol": "SASL_SSL", "session.timeout.ms": 6000, "check.crcs": True},
     "milvus.uri": "https://milvus:443",
     "milvus.token": "123456",
@@ -34,17 +37,26 @@ ALLOWED: dict[str, Any] = {
     "encoder.threads": 4,
     "encoder.token_budget": 4096,
     "encoder.max_rows": 8,
+    "encoder.in_process": True,
+    "encoder.memory_limit_mb": 4096,
+    "encoder.start_timeout_s": 60.0,
+    "encoder.answer_timeout_s": 30.0,
     "updater.queue_notes": 1,
     "updater.batch_notes": 2,
     "updater.commit_interval_s": 0.5,
     "updater.drain_timeout_s": 3.0,
     "updater.vectors_first": False,
     "updater.retry_max_s": 0.25,
+    "operations.host": "0.0.0.0",
+    "operations.port": 8080,
 }
 # What is wrong with a setting, and what its error says is allowed.
 WRONG: dict[str, tuple[Any, str]] = {
     "kafka.bootstrap_servers": ("", "at least 1 character"),
     "kafka.notes_topic": ("", "at least 1 character"),
+    "kafka.dead_letter_topic": ("notes", "other than kafka.notes_topic"),
+    "kafka.assignor": ("sticky", "'cooperative-sticky', 'range' or 'roundrobin'"),
+    "kafka.vectors_topic_prefix": ("note vectors", "should match pattern"),
     "milvus.uri": ("milvus.db", "http://host:port"),
     "milvus.collection_prefix": ("a-b", "should match pattern"),
     "milvus.alias": ("1a", "should match pattern"),
@@ -54,6 +66,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "encoder.threads": (-1, "greater than or equal to 0"),
     "encoder.token_budget": (1, "greater than or equal to 64"),
     "encoder.max_rows": ("many", "valid integer"),
+    "encoder.memory_limit_mb": (-1, "greater than or equal to 0"),
+    "operations.port": (65536, "less than or equal to 65535"),
     "updater.queue_notes": (0, "greater than or equal to 1"),
     "updater.vectors_first": ("perhaps", "valid boolean"),
     "updater.retry_max_s": (301, "less than or equal to 300"),
@@ -169,7 +183,7 @@ def test_unknown_key_of_the_file_is_refused(folder: Path) -> None:
 def test_unknown_table_of_the_file_is_refused(folder: Path, text: str) -> None:
     line = refusal(toml(folder, text))
     assert line.startswith(text.strip("[]\n").split(" ")[0] + ": unknown setting in ")
-    assert line.endswith("allowed are the tables [kafka], [milvus], [encoder], [updater]")
+    assert line.endswith("allowed are the tables [kafka], [milvus], [encoder], [updater], [operations]")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +234,16 @@ def test_folder_in_place_of_the_file_is_refused(folder: Path) -> None:
 
 
 # Kafka's own properties
+
+
+def test_property_that_has_a_setting_names_it(folder: Path) -> None:
+    for name, setting in {
+        "partition.assignment.strategy": "kafka.assignor",
+        "group.instance.id": "kafka.group_instance_id",
+    }.items():
+        line = refusal(toml_with(folder, "kafka.properties", {"sasl.password": SECRET, name: "x"}))
+        assert f"{name} has a setting of its own: {setting}" in line
+        assert SECRET not in line
 
 
 @pytest.mark.parametrize(
