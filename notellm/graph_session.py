@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,7 +23,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# TF32 would round float32 products to 10 bits: a note's embedding would differ between batches by more than 1e-4.
+# TF32 would round the factors of float32 products to 10 bits: batch == single could miss its 1e-4.
 _OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 
 
@@ -128,6 +129,8 @@ class GraphSession:
 
 
 def _onnxruntime() -> Any:
+    # onnxruntime 1.32 reports usage to its makers unless it is told not to; whoever wants that sets it to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime  # noqa: PLC0415 - an extra; without it only this fails
     except ImportError:

@@ -22,6 +22,7 @@ from tests.support.milvus_server import MilvusServer
 from tests.support.operations import ask, members, metric
 from tests.support.pipeline import Pipeline, hash_program, note_publication, short_notes
 from tests.support.processes import CommandProcess, wait_until
+from tests.support.settled import settled_verdict
 
 pytestmark = pytest.mark.integration
 
@@ -142,7 +143,7 @@ def test_a_killer_costs_itself_alone(running: Running, title: str) -> None:
     running.wait_until_done()
     letter = Letter(killer(title).key, killer(title).value, "model_refused")
     assert running.letters() == {place_of(pipeline, killer(title)): letter}
-    verdict = pipeline.judge()
+    verdict = settled_verdict(pipeline)
     assert verdict.faults == []
     assert verdict.searchable == NEIGHBOURS
     assert set(running.restarts()) == {KILLERS[title]}
@@ -163,7 +164,7 @@ def test_a_killer_that_is_an_edit_leaves_the_earlier_version(running: Running) -
         place_of(pipeline, killer("segfault")): "model_refused",
         place_of(pipeline, killer("take all memory")): "model_refused",
     }
-    verdict = pipeline.judge()
+    verdict = settled_verdict(pipeline)
     assert verdict.faults == []
     assert verdict.searchable == NEIGHBOURS + 1
     assert the_row(pipeline) == row
@@ -183,7 +184,7 @@ def test_a_crash_at_the_tags_leaves_the_note_searchable_without_them(running: Ru
     assert (row["title"], row["generated_hashtags"], row["generated_category"]) == ("segfault at the tags", [], "")
     assert row["source_offset"] == place[2]
     assert row["text_hash"] == "", "the next edit is tried again"
-    verdict = pipeline.judge()
+    verdict = settled_verdict(pipeline)
     assert verdict.searchable == NEIGHBOURS + 1
     assert verdict.wrong_vectors == 0
     assert [fault for fault in verdict.faults if not fault.startswith("stale: killer: text_hash is ''")] == [

@@ -23,6 +23,7 @@ from notellm.bundle import (
     describe_files,
     open_bundle,
     read_manifest,
+    record_parity,
 )
 from notellm.errors import BundleError
 from notellm.prompt import PromptLimits, TokenIds, load_template
@@ -177,3 +178,52 @@ def test_bundle_id_depends_on_names_and_bytes(bundle: Path) -> None:
     (bundle / "other.data").write_bytes(b"other bytes")
     assert len({bundle_id(files), bundle_id(renamed), bundle_id(describe_files(bundle))}) == 3
     assert bundle_id(dict(reversed(files.items()))) == bundle_id(files)
+
+
+# Parity
+
+
+def test_bundle_from_before_the_newer_fields_opens_with_their_defaults(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+    for name in ("kv_dtype", "parity_elsewhere", "recipe"):
+        del manifest[name]
+    del manifest["parity"]["state"]
+    for row in manifest["parity"]["rows"]:
+        del row["at_least"]
+    (bundle / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    opened = open_bundle(bundle).manifest
+    assert opened.parity.passed
+    assert (opened.kv_dtype, opened.parity_elsewhere, opened.recipe) == ("float32", [], "")
+
+
+def test_unproven_is_neither_passed_nor_a_list_of_good_rows() -> None:
+    good = ParityRow("embedding", 1e-6, 1e-4, True)
+    assert ParityReport("cuda", [good]).passed
+    assert not ParityReport("cuda", [good], "unproven").passed
+    assert not ParityReport("cuda", [], "unproven").passed
+
+
+def test_report_of_the_bundles_own_provider_takes_the_place_of_its_parity(bundle: Path) -> None:
+    before = read_manifest(bundle)
+    failed = ParityReport("cpu", [ParityRow("embedding", 1.0, 1e-4, False)])
+    assert record_parity(bundle, failed) == read_manifest(bundle) == open_bundle(bundle).manifest
+    assert read_manifest(bundle) == msgspec.structs.replace(before, parity=failed)
+    assert {entry.name for entry in bundle.iterdir()} == {MANIFEST, MODEL, WEIGHTS, TOKENIZER}
+
+
+def test_report_from_elsewhere_stands_beside_it_once(bundle: Path) -> None:
+    before = read_manifest(bundle)
+    for value in (1.0, 2.0):
+        record_parity(bundle, ParityReport("cuda", [ParityRow("embedding", value, None, True)]))
+    after = read_manifest(bundle)
+    assert after.parity == before.parity
+    assert [report.rows[0].value for report in after.parity_elsewhere] == [2.0]
+
+
+def test_report_that_cannot_be_written_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, content: bytes) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(BundleError, match=f"cannot write {MANIFEST}: Permission denied"):
+        record_parity(bundle, ParityReport("cpu", []))
