@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -19,21 +18,24 @@ from consumers.protocols import Row
 __all__ = ["MilvusSink"]
 
 _FIELDS = [field.name for field in fields(Row)]
-# A read at this level waits for nothing and shows at least what was there 5 s ago (common.gracefulTime of the server).
-# That is too old for what we wrote just now: a read right after a write waits for it, for up to half a second.
-_USUAL = "Bounded"
-_USUAL_LAG_S = 10.0
 
 
 class MilvusSink:
-    """See :class:`consumers.protocols.Sink`. One of these writes to a collection, never two on Milvus Lite."""
+    """See :class:`consumers.protocols.Sink`. One of these writes to a collection, never two on Milvus Lite.
 
-    def __init__(self, client: MilvusClient, collection: Collection, timeout_s: float) -> None:
+    ``consistency_level`` is that of :meth:`stored`. Bounded may be a moment behind what was just written, and waits for
+    nothing; Session and Strong hold each batch up for a quarter of a second (Milvus 2.3). A text that was not seen to
+    be there is encoded again, to the same row.
+    """
+
+    def __init__(
+        self, client: MilvusClient, collection: Collection, timeout_s: float, *, consistency_level: str = "Bounded"
+    ) -> None:
         self._client = client
         self._collection = collection
         self._name = collection.name
         self._timeout_s = timeout_s
-        self._read_level, self._until = _USUAL, 0.0
+        self._consistency_level = consistency_level
 
     def stored(self, note_ids: Sequence[str]) -> Mapping[str, Row]:
         with self._errors():
@@ -43,12 +45,11 @@ class MilvusSink:
     def upsert(self, rows: Sequence[Row]) -> None:
         for row in rows:
             check_row(row, self._collection.embedding_dim)
-        with self._errors(), self._write():
+        with self._errors():
             self._client.upsert(self._name, [vars(row) for row in rows], timeout=self._timeout_s)
-        self._read_level = "Session"  # of an upsert the client knows the time, which is enough and waits for less
 
     def delete(self, note_ids: Sequence[str]) -> None:
-        with self._errors(), self._write():
+        with self._errors():
             # Never delete(ids=...): pymilvus puts ids into its filter unescaped.
             self._client.delete(self._name, filter=id_filter(list(note_ids)), timeout=self._timeout_s)
 
@@ -68,14 +69,6 @@ class MilvusSink:
                 self.check()  # before it is tried for ever: some servers say this of a changed collection
             raise
 
-    @contextmanager
-    def _write(self) -> Iterator[None]:
-        """Whatever becomes of the write, the reads that follow are to see it if it is there."""
-        try:
-            yield
-        finally:
-            self._read_level, self._until = "Strong", time.monotonic() + _USUAL_LAG_S
-
     def _query(self, expression: str) -> Any:
         try:
             return self._query_loaded(expression)
@@ -91,7 +84,7 @@ class MilvusSink:
             self._name,
             filter=expression,
             output_fields=_FIELDS,
-            consistency_level=self._read_level if time.monotonic() < self._until else _USUAL,
+            consistency_level=self._consistency_level,
             timeout=self._timeout_s,
         )
 

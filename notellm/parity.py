@@ -158,7 +158,7 @@ def read_reference(folder: Path) -> ParityReference:
         raise BundleError(
             f"bundle {folder}: holds no {PARITY}, so parity cannot be proven here; export it again"
         ) from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(f"bundle {folder}: {PARITY} is damaged ({error}); export it again") from None
     generated = (GREEDY_ROWS, GREEDY_TOKENS)
     shapes = (reference.tokens.shape, reference.leaders.shape, reference.scores.shape, len(reference.embeddings))

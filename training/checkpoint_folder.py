@@ -241,7 +241,7 @@ def _merge(folder: Path, base: PreTrainedModel, config: LoraConfig) -> PreTraine
         raise CheckpointError(f"{_ADAPTER}: does not fit the base: {_first_line(error)}") from None
     # What an adapter lacks would be left as peft initialises it, and merge without a word. A row of a tied table is
     # there under both names, and saved under one.
-    parts = {name: part for name, part in adapted.state_dict().items() if "lora_" in name or "token_adapter" in name}
+    parts = {name: part for name, part in adapted.state_dict().items() if "lora_" in name or "trainable_tokens" in name}
     there = {part.data_ptr() for name, part in parts.items() if name not in loaded.missing_keys}
     absent = [name for name, part in parts.items() if part.data_ptr() not in there]
     if wrong := [*loaded.unexpected_keys, *absent]:

@@ -88,7 +88,7 @@ def alias(prepared: Prepared) -> str:
 
 @pytest.fixture
 def sink(prepared: Prepared) -> MilvusSink:
-    return MilvusSink(prepared.client, prepared.collection, timeout_s=5.0)
+    return MilvusSink(prepared.client, prepared.collection, timeout_s=5.0, consistency_level="Strong")
 
 
 def everything_of(client: MilvusClient, alias: str, note_id: str) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def test_what_is_stored_comes_back_whole_and_can_be_written_back(sink: MilvusSin
     }
 
 
-def test_a_write_is_seen_by_the_next_read_of_the_same_sink(sink: MilvusSink) -> None:
+def test_a_strong_read_sees_the_write_before_it(sink: MilvusSink) -> None:
     for number in range(5):
         sink.upsert([row("n1", source_offset=number)])
         assert sink.stored(["n1"])["n1"].source_offset == number
@@ -242,7 +242,7 @@ def doomed(own_milvus_settings: MilvusSettings) -> Iterator[Prepared]:
 
 
 def test_a_collection_that_was_dropped_ends_the_updater_instead_of_refusing_its_notes(doomed: Prepared) -> None:
-    sink = MilvusSink(doomed.client, doomed.collection, timeout_s=5.0)
+    sink = MilvusSink(doomed.client, doomed.collection, timeout_s=5.0, consistency_level="Strong")
     sink.upsert([row("n1")])
     sink.check()
     drop(doomed.client, doomed.settings, doomed.collection.name)
@@ -261,7 +261,7 @@ def test_a_collection_that_was_dropped_ends_the_updater_instead_of_refusing_its_
 def test_a_collection_that_was_changed_ends_the_updater_instead_of_refusing_its_notes(
     doomed: Prepared, dropped_fields: list[str], milvus: MilvusLite | MilvusServer
 ) -> None:
-    sink = MilvusSink(doomed.client, doomed.collection, timeout_s=5.0)
+    sink = MilvusSink(doomed.client, doomed.collection, timeout_s=5.0, consistency_level="Strong")
     properties = doomed.client.describe_collection(doomed.collection.name)["properties"]
     drop(doomed.client, doomed.settings, doomed.collection.name)
     schema = _schema(4)
@@ -281,7 +281,7 @@ def test_a_collection_that_was_changed_ends_the_updater_instead_of_refusing_its_
 
 
 def test_a_collection_of_another_dimension_ends_the_updater_instead_of_refusing_its_notes(doomed: Prepared) -> None:
-    sink = MilvusSink(doomed.client, doomed.collection, timeout_s=5.0)
+    sink = MilvusSink(doomed.client, doomed.collection, timeout_s=5.0, consistency_level="Strong")
     drop(doomed.client, doomed.settings, doomed.collection.name)
     prepare_collection(doomed.client, doomed.settings, MODEL_VERSION, 8)
     with pytest.raises(CollectionMismatch, match="its dimension is 8, the bundle's is 4"):
@@ -310,7 +310,7 @@ def mortal(mortal_milvus: MilvusLite | MilvusServer) -> Iterator[Prepared]:
 def test_a_killed_server_is_unavailable_and_the_same_client_goes_on_after_its_restart(
     mortal_milvus: MilvusLite | MilvusServer, mortal: Prepared
 ) -> None:
-    sink = MilvusSink(mortal.client, mortal.collection, timeout_s=5.0)
+    sink = MilvusSink(mortal.client, mortal.collection, timeout_s=5.0, consistency_level="Strong")
     sink.upsert([row("before")])
     mortal_milvus.kill()
     calls: list[Callable[[], object]] = [
@@ -343,7 +343,7 @@ def test_a_server_that_hangs_is_unavailable_and_goes_on_when_it_answers_again(
         settings = milvus_settings(f"http://{line.address}", collection_prefix=f"test_{own}", alias=f"live_{own}")
         with closing(connect(settings)) as client:
             collection = prepare_collection(client, settings, MODEL_VERSION, 4)
-            sink = MilvusSink(client, collection, timeout_s=1.0)
+            sink = MilvusSink(client, collection, timeout_s=1.0, consistency_level="Strong")
             sink.upsert([row("before")])
             for get_in_the_way in (line.stop_forwarding, line.cut):
                 line.stop_forwarding()
@@ -376,7 +376,7 @@ def test_an_updater_goes_through_a_restart_of_milvus_and_loses_nothing(
 ) -> None:
     topic = MemoryTopic()
     encoder = HashEncoder(embedding_dim=4, model_version=MODEL_VERSION, seconds_per_note=0.002)
-    sink = MilvusSink(mortal.client, mortal.collection, timeout_s=5.0)
+    sink = MilvusSink(mortal.client, mortal.collection, timeout_s=5.0, consistency_level="Strong")
     with RunningUpdater(topic, sink=sink, encoder=encoder, queue_notes=16, batch_notes=4) as running:
         for number in range(40):
             topic.publish(f"n{number}".encode(), note(f"n{number}", f"note {number}"))

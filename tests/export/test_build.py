@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from export import build
 from export.errors import ExportError, ParityError
+from export.work_folder import work_folder
 from notellm.bundle import MANIFEST, Manifest, open_bundle
 from notellm.errors import BundleError
 from notellm.prompt import PromptLimits
@@ -145,3 +147,58 @@ def test_an_export_that_is_killed_leaves_nothing_and_the_next_one_sweeps_up(tied
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
     # And two whole exports of one checkpoint agree.
     assert manifest.model_version == tied.manifest.model_version
+
+
+# Two at a time
+
+
+def test_a_second_export_to_the_same_place_ends_with_one_line_and_harms_nothing(
+    tied: Tiny, graph_of_the_tied_bundle: None, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    with work_folder(out) as work:
+        (work / "half-written").touch()
+        with pytest.raises(ExportError, match=r"another export is writing it at this moment"):
+            run_export(plan(tied.checkpoint, out))
+        assert (work / "half-written").exists()
+    assert list(tmp_path.iterdir()) == []
+    assert run_export(plan(tied.checkpoint, out)) == tied.manifest
+
+
+def test_the_lock_holds_between_processes(tmp_path: Path) -> None:
+    program = "import sys\nfrom pathlib import Path\nfrom export.work_folder import work_folder\n"
+    program += "with work_folder(Path(sys.argv[1])):\n    print('mine', flush=True)\n    sys.stdin.read()\n"
+    command = [sys.executable, "-c", program, tmp_path / "bundle"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(ExportError, match=r"another export"), work_folder(tmp_path / "bundle"):
+            pytest.fail("both have it")
+        other.kill()
+        other.wait(30)
+        with work_folder(tmp_path / "bundle") as work:
+            assert list(work.iterdir()) == []
+
+
+def test_a_folder_that_was_renamed_away_between_opening_and_locking_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    honest = fcntl.flock
+
+    def late(lock: int, kind: int) -> None:
+        (tmp_path / ".bundle.partial").rename(out)
+        (out / MANIFEST).touch()
+        honest(lock, kind)
+
+    monkeypatch.setattr("export.work_folder.fcntl.flock", late)
+    with pytest.raises(ExportError, match=r"another export"), work_folder(out):
+        pytest.fail("it swept a finished bundle")
+    assert (out / MANIFEST).exists()
+
+
+@pytest.mark.usefixtures("graph_of_the_tied_bundle")
+def test_a_bundle_holds_no_path_of_this_machine(tied: Tiny) -> None:
+    graph = (tied.bundle / "model.onnx").read_bytes()
+    assert str(REPOSITORY).encode() not in graph
+    assert b"site-packages" not in graph

@@ -120,9 +120,8 @@ class Scene:
 
     @contextmanager
     def updater(self, milvus: str) -> Iterator[CommandProcess]:
-        updater = self.pipeline.start_updater(
-            NOTELLM_MILVUS_URI=milvus, NOTELLM_OPERATIONS_PORT=str(self.port), **self.size.environment
-        )
+        environment = {"NOTELLM_OPERATIONS_PORT": str(self.port), "NOTELLM_MILVUS_URI": milvus, **self.size.environment}
+        updater = self.pipeline.start_updater(None, **environment)
         updater.wait_for(" assigned ")
         yield updater
         assert updater.stop() == 0

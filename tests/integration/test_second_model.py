@@ -17,6 +17,7 @@ from tests.support.kafka_server import KafkaServer
 from tests.support.milvus_server import MilvusServer
 from tests.support.pipeline import Pipeline, Program, hash_program, note_publication, script_of, short_notes
 from tests.support.processes import wait_until
+from tests.support.quiet import judge_when_quiet
 
 pytestmark = pytest.mark.integration
 
@@ -44,10 +45,10 @@ def pipeline(
 
 
 def assert_complete(pipeline: Pipeline, program: Program) -> None:
-    verdict = pipeline.judge(program.reference, pipeline.collection(program.reference))
+    verdict = judge_when_quiet(pipeline, program.reference)
     assert verdict.faults == []
     assert verdict.live > NOTES // 2
-    assert verdict.deleted >= NOTES // 10
+    assert verdict.deleted >= NOTES // 20
     assert verdict.dead_letters == sum(one.broken for one in pipeline.published) > 0
 
 
@@ -113,6 +114,7 @@ def test_second_model_fills_its_own_collection_from_the_beginning(pipeline: Pipe
 def test_collection_that_is_dropped_is_filled_again_by_whoever_wrote_to_it(pipeline: Pipeline, busy: bool) -> None:
     first, other = pipeline.program, OTHER
     updaters = [pipeline.start_updater(), pipeline.start_updater()]
+    wait_until(lambda: any(ASSIGNED in updater.text() for updater in updaters), "the collection and its alias")
     beside = pipeline.start_updater(other)
     pipeline.publish(*script_of(NOTES))
     beside.wait_for(ASSIGNED)

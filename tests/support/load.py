@@ -84,4 +84,6 @@ class Load:
         return note_publication(busy)
 
     def _note(self, name: str, number: int) -> Note:
-        return Note(f"{self._name}-{name}", title=f"number {number}", content="a little more each day " * (number % 5))
+        return Note(
+            note_id=f"{self._name}-{name}", title=f"number {number}", content="a little more each day " * (number % 5)
+        )
