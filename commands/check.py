@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import typer
@@ -20,8 +21,10 @@ from consumers.lite_lock import LiteLock
 from consumers.milvus_collection import Collection, collection_name, inspect_collection, live_collection
 from consumers.milvus_connection import connect, is_lite, milvus_errors
 from consumers.service import source_warnings
+from notellm.bundle import ParityReport, record_parity
 from notellm.encoder import NoteEncoder
-from notellm.errors import NoteLLMError
+from notellm.errors import BundleError, NoteLLMError
+from notellm.parity import prove_bundle
 from notellm.settings import KafkaSettings, Settings
 
 __all__ = ["check"]
@@ -57,13 +60,15 @@ def check(
     bundle: BundleOption = None,
     provider: ProviderOption = None,
 ) -> None:
-    """Read the configuration, reach Kafka, Milvus and the bundle, and say what is wrong with each. Changes nothing.
+    """Read the configuration, reach Kafka, Milvus and the bundle, and say what is wrong with each.
 
-    The exit status is 1 if an updater could not start.
+    Changes nothing, but for a bundle whose parity with torch is unproven where it runs, on a GPU say: it is compared
+    now, and what was found is kept in the bundle. The exit status is 1 if an updater could not start.
 
     \b
     Examples:
       notellm check
+      notellm check --bundle bundles/mine --provider cuda
       notellm check --kafka kafka:9092 --milvus http://milvus:19530 --bundle bundles/mine
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     findings: list[_Finding] = []
@@ -86,6 +91,9 @@ def check(
         with looking_at("bundle") as look:
             encoder = load_encoder(settings.encoder)
             look.good(_about_bundle(encoder))
+        if encoder is not None:
+            with looking_at("parity with torch") as look:
+                _look_at_parity(encoder, look)
         notes: TopicFacts | None = None
         with looking_at(f"Kafka, {settings.kafka.notes_topic}") as look:
             notes = _look_at_topic(settings.kafka, settings.kafka.notes_topic, look)
@@ -111,13 +119,31 @@ def _look_at_topic(settings: KafkaSettings, topic: str, look: _Looking) -> Topic
 
 def _about_bundle(encoder: NoteEncoder) -> str:
     manifest = encoder.bundle.manifest
-    proof = "parity proven" if manifest.parity.passed else "parity NOT proven"
     trained = "" if manifest.projection == "linear" else ", untrained (identity projection)"
     return (
-        f"{encoder.bundle.path}: {manifest.base_model}, model_version {manifest.model_version}, "
-        f"{manifest.embedding_dim} dimensions, {proof} on {manifest.parity.provider}{trained}; "
-        f"runs on {encoder.provider}"
+        f"{encoder.bundle.path}: {manifest.base_model}, {manifest.precision}, model_version {manifest.model_version}, "
+        f"{manifest.embedding_dim} dimensions{trained}; runs on {encoder.provider}"
     )
+
+
+def _look_at_parity(encoder: NoteEncoder, look: _Looking) -> None:
+    """Proven where the bundle runs? If nobody knows, it is compared now, and written into the bundle."""
+    report = encoder.bundle.manifest.parity_on(encoder.provider)
+    if report is None:
+        report = prove_bundle(encoder.bundle.path, encoder.provider)
+        look.warn(_record(encoder.bundle.path, report))
+    failed = [f"{row.check}: {row.value:.3g}" for row in report.rows if not row.passed]
+    if failed:
+        raise BundleError(f"not within its bounds on {report.provider}: {'; '.join(failed)}; export it again")
+    look.good(f"proven on {report.provider}")
+
+
+def _record(bundle: Path, report: ParityReport) -> list[str]:
+    try:
+        record_parity(bundle, report)
+    except BundleError as error:
+        return [f"what was found cannot be kept: {error}"]
+    return []
 
 
 def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, notes: TopicFacts | None, look: _Looking) -> None:

@@ -77,7 +77,11 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an export takes, in bytes per byte of float32 weights."""
+    """What an export takes, in bytes per byte of float32 weights.
+
+    Measured with smollm2 (538 MB of them): a bundle of 0.54, 0.28, 0.16 and 0.13 GB, and 2.2 to 2.6 GB of memory at the
+    peak, which is torch's trace of the float32 model whatever becomes of it.
+    """
 
     disk: float
     memory: float

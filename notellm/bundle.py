@@ -135,6 +135,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parity_elsewhere: list[ParityReport] = []
     recipe: str = ""
 
+    def parity_on(self, provider: str) -> ParityReport | None:
+        """What is known of ``provider``: None where nothing was compared on it."""
+        reports = [report for report in (self.parity, *self.parity_elsewhere) if report.provider == provider]
+        return next((report for report in reports if report.state == "checked"), None)
+
 
 class Bundle(msgspec.Struct, frozen=True):
     """A verified bundle on disk."""

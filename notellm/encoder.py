@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -99,7 +100,7 @@ class NoteEncoder:
         return self.bundle.manifest.embedding_dim
 
     @property
-    def provider(self) -> str:
+    def provider(self) -> Literal["cpu", "cuda"]:
         return self._session.provider
 
     def prompt(self, note: Note) -> Prompt:

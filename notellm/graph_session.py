@@ -78,10 +78,9 @@ class GraphSession:
             raise BundleError(f"bundle {bundle.path}: the graph's inputs differ from the manifest's; export it again")
 
     @property
-    def provider(self) -> str:
-        """``"cpu"`` or ``"cuda"``: where the graph really runs."""
-        first = self._session.get_providers()[0]
-        return next((name for name, provider in _PROVIDERS.items() if provider == first), str(first))
+    def provider(self) -> Literal["cpu", "cuda"]:
+        """Where the graph really runs."""
+        return "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
 
     def empty_cache(self, rows: int) -> KVCache:
         """A cache of no tokens."""

@@ -83,8 +83,9 @@ def test_a_failed_replacement_leaves_the_old_bundle_as_it_was(tied: Tiny, other_
 def test_a_replacement_leaves_no_trace_of_the_old_bundle(tied: Tiny, untied: Tiny, tmp_path: Path) -> None:
     out = shutil.copytree(untied.bundle, tmp_path / "bundles" / "bundle")
     (out / "left-over").touch()
-    run_export(plan(tied.checkpoint, out, replace=True))
-    assert open_bundle(out).manifest == tied.manifest
+    manifest = run_export(plan(tied.checkpoint, out, replace=True))
+    assert open_bundle(out).manifest == manifest
+    assert manifest.files["model.onnx.data"] == tied.manifest.files["model.onnx.data"]
     assert "left-over" not in content(out)
     assert list(out.parent.iterdir()) == [out]
 
@@ -152,9 +153,8 @@ def test_an_export_that_is_killed_leaves_nothing_and_the_next_one_sweeps_up(tied
 # Two at a time
 
 
-def test_a_second_export_to_the_same_place_ends_with_one_line_and_harms_nothing(
-    tied: Tiny, graph_of_the_tied_bundle: None, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("graph_of_the_tied_bundle")
+def test_a_second_export_to_the_same_place_ends_with_one_line_and_harms_nothing(tied: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     with work_folder(out) as work:
         (work / "half-written").touch()
@@ -162,7 +162,7 @@ def test_a_second_export_to_the_same_place_ends_with_one_line_and_harms_nothing(
             run_export(plan(tied.checkpoint, out))
         assert (work / "half-written").exists()
     assert list(tmp_path.iterdir()) == []
-    assert run_export(plan(tied.checkpoint, out)) == tied.manifest
+    assert run_export(plan(tied.checkpoint, out)).model_version == tied.manifest.model_version
 
 
 def test_the_lock_holds_between_processes(tmp_path: Path) -> None:
@@ -197,7 +197,6 @@ def test_a_folder_that_was_renamed_away_between_opening_and_locking_is_not_taken
     assert (out / MANIFEST).exists()
 
 
-@pytest.mark.usefixtures("graph_of_the_tied_bundle")
 def test_a_bundle_holds_no_path_of_this_machine(tied: Tiny) -> None:
     graph = (tied.bundle / "model.onnx").read_bytes()
     assert str(REPOSITORY).encode() not in graph

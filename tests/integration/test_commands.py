@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pymilvus import MilvusClient
 
 from commands.embedded import free_port
+from notellm.bundle import ParityReport, ParityRow, read_manifest, record_parity
 from tests.conftest import REPOSITORY
 from tests.support.pipeline import short_notes
 from tests.support.processes import CommandProcess, run_command, wait_until
@@ -127,3 +129,23 @@ def test_publish_names_what_it_cannot_reach_or_read(tmp_path: Path) -> None:
     unreadable = run_command("publish", str(tmp_path / "nowhere.jsonl"), "--kafka", address)
     assert unreadable.returncode == 1
     assert "nowhere.jsonl cannot be read: No such file" in unreadable.stderr
+
+
+def test_check_settles_a_parity_that_was_unproven(tmp_path: Path, tiny_bundle: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    record_parity(bundle, ParityReport("cpu", [], "unproven"))
+    done = run_command("check", "--bundle", str(bundle), "--kafka", "127.0.0.1:1", "--milvus", "http://127.0.0.1:1")
+    assert "proven on cpu" in done.stdout
+    report = read_manifest(bundle).parity_on("cpu")
+    assert report is not None
+    assert report.passed
+    assert len(report.rows) > 3
+
+
+def test_check_finds_a_bundle_that_is_not_its_checkpoint_any_more(tmp_path: Path, tiny_bundle: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    record_parity(bundle, ParityReport("cpu", [ParityRow("embeddings", 0.5, 1e-5, passed=False)]))
+    done = run_command("check", "--bundle", str(bundle), "--kafka", "127.0.0.1:1", "--milvus", "http://127.0.0.1:1")
+    assert "not within its bounds on cpu: embeddings: 0.5; export it again" in done.stdout

@@ -182,7 +182,7 @@ class Scene:
 
     def searchable(self, name: str) -> float:
         """Publishes a note; returns when a search for it finds it."""
-        note = Note(note_id=f"probe-{name}", title=f"probe {name}")
+        note = Note(note_id=f"probe-{name}", title=f"probe {name}", published_at=1)
         vector = self.pipeline.program.reference.embed([note])[0].tolist()
         self.pipeline.publish(note_publication(note))
         client: MilvusClient | None = None

@@ -84,6 +84,5 @@ class Load:
         return note_publication(busy)
 
     def _note(self, name: str, number: int) -> Note:
-        return Note(
-            note_id=f"{self._name}-{name}", title=f"number {number}", content="a little more each day " * (number % 5)
-        )
+        content = "a little more each day " * (number % 5)
+        return Note(note_id=f"{self._name}-{name}", title=f"number {number}", content=content, published_at=number)
