@@ -152,7 +152,8 @@ def prove_session(bundle: Bundle, session: GraphSession) -> ParityReport:
 def read_reference(folder: Path) -> ParityReference:
     """Raises :class:`BundleError` for a bundle that holds none, or one of another shape."""
     try:
-        with np.load(folder / PARITY, allow_pickle=False) as arrays:
+        # Opened here: numpy forgets to close a file that it cannot read.
+        with (folder / PARITY).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             reference = ParityReference(**{each.name: arrays[each.name] for each in fields(ParityReference)})
     except FileNotFoundError:
         raise BundleError(
