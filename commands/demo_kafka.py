@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from commands.embedded import EmbeddedKafka
@@ -21,6 +21,7 @@ __all__ = ["demo_kafka"]
 log = logging.getLogger(__name__)
 
 _PARTITIONS = 4
+_REACH_SECONDS = 10.0
 _SECONDS = 30.0
 
 
@@ -38,14 +39,23 @@ def demo_kafka(address: str | None) -> Iterator[dict[str, str]]:
         "kafka.bootstrap_servers": address,
         "kafka.notes_topic": name,
         "kafka.dead_letter_topic": f"{name}.dead-letter",
+        "kafka.vectors_topic_prefix": "",  # whatever the environment says: it would stay there
     }
     settings = load_settings(None, flags).kafka
     admin = make_client(AdminClient, client_properties(settings))
-    _create(admin, settings)
+    _reach(admin, address)
     try:
+        _create(admin, settings)
         yield flags
     finally:
         _delete(admin, settings)
+
+
+def _reach(admin: AdminClient, address: str) -> None:
+    try:
+        admin.list_topics(timeout=_REACH_SECONDS)
+    except KafkaException as error:
+        raise NoteLLMError(f"--kafka: {address!r} cannot be reached: {error.args[0].str()}") from None
 
 
 def _create(admin: AdminClient, settings: KafkaSettings) -> None:
@@ -57,9 +67,8 @@ def _create(admin: AdminClient, settings: KafkaSettings) -> None:
         try:
             created.result(_SECONDS)
         except (KafkaException, TimeoutError) as error:
-            reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
             raise NoteLLMError(
-                f"--kafka: {settings.bootstrap_servers!r} does not create topic {topic!r}: {reason}"
+                f"--kafka: {settings.bootstrap_servers!r} does not create topic {topic!r}: {_reason(error)}"
             ) from None
     for topic in (settings.notes_topic, settings.dead_letter_topic):
         inspect_topic(settings, topic)
@@ -71,4 +80,10 @@ def _delete(admin: AdminClient, settings: KafkaSettings) -> None:
         try:
             deleted.result(_SECONDS)
         except (KafkaException, TimeoutError) as error:
-            log.warning("the demo's topic %s could not be deleted: %s", topic, error)
+            if isinstance(error, KafkaException) and error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                continue  # it was not created
+            log.warning("the demo's topic %s could not be deleted: %s", topic, _reason(error))
+
+
+def _reason(error: KafkaException | TimeoutError) -> str:
+    return str(error.args[0].str()) if isinstance(error, KafkaException) else "no answer"

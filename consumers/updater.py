@@ -252,6 +252,8 @@ class Updater:
     def assigned(self, starts: Mapping[int, int | None]) -> None:
         """See :class:`SourceEvents`."""
         self._joined = True
+        if starts:
+            self._write_stage.check_first()
         for partition, start in starts.items():
             self._assignments[partition] = _Assignment(Lease(partition), start)
         if self._paused:

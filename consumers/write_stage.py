@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, Queue
 from threading import Event
@@ -67,21 +68,31 @@ class WriteStage:
         self._observer = observer
         self._patience = patience
         self._checked = time.monotonic()
+        self._check_first = Event()
         self._stop = stop
 
     def run(self) -> None:
         """Until ``stop`` is set."""
         while not self._stop.is_set():
-            self._check_now_and_then()
-            try:
+            writes: list[Write] = []
+            with suppress(Empty):
                 writes = self._inbox.get(timeout=0.1)
-            except Empty:
-                continue
-            self._write(writes)
+            self._check_now_and_then()
+            if writes:
+                self._write(writes)
+
+    def check_first(self) -> None:
+        """Look at the collection again before anything that is handed over from now on is written.
+
+        To be called when partitions come. Their last owner may have left because the collection was dropped, and fills
+        a new one of that name by now: what we wrote to it could be older than what it wrote.
+        """
+        self._check_first.set()
 
     def _check_now_and_then(self) -> None:
         """A collection may be dropped while there is nothing to write to it."""
-        if time.monotonic() - self._checked >= _CHECK_SECONDS:
+        if self._check_first.is_set() or time.monotonic() - self._checked >= _CHECK_SECONDS:
+            self._check_first.clear()
             self._patience.until_available(self._sink.check)
             self._checked = time.monotonic()
 

@@ -234,7 +234,7 @@ def _prove(plan: ExportPlan, draft: Manifest, work: Path, say: Say) -> Manifest:
     try:
         session = GraphSession(bundle, plan.provider, threads=0)
     except ProviderMissing as error:
-        say(f"[yellow]warning:[/] parity on {plan.provider} is UNPROVEN: {error}")
+        say(f"warning: parity on {plan.provider} is UNPROVEN: {error}")
         say(f"where there is a GPU, prove it with: notellm check --provider {plan.provider} --bundle {plan.out}")
         return msgspec.structs.replace(manifest, parity_elsewhere=_on_cpu(bundle, say))
     report = prove_session(bundle, session)

@@ -109,16 +109,19 @@ def export(
             graph=graph,
             replace=force,
         )
-        manifest = build_bundle(plan, step=lambda what: _step(console, what), say=console.print)
+        manifest = build_bundle(plan, step=lambda what: _step(console, what), say=lambda line: _say(console, line))
     except ParityError as error:
         console.print(parity_table(error.report))
         _fail(console, str(error))
     except (NoteLLMError, OSError) as error:
         _fail(console, str(error))
     for report in (manifest.parity, *manifest.parity_elsewhere):
-        console.print(parity_table(report))
+        # An unproven one has nothing to show, and has been warned of.
+        if report.rows:
+            console.print(parity_table(report))
     console.print(
-        f"[green]{escape(str(out))}[/]: {manifest.precision} for {manifest.parity.provider}, "
+        f"[green]{escape(str(out))}[/]: {manifest.precision} for {manifest.parity.provider}"
+        f"{' (UNPROVEN there)' if manifest.parity.state == 'unproven' else ''}, "
         f"model_version {manifest.model_version}, {manifest.embedding_dim} dimensions, "
         f"{len(manifest.categories)} categories, {sum(f.bytes for f in manifest.files.values()) / 1e6:.0f} MB"
     )
@@ -146,8 +149,7 @@ def read_categories(file: Path) -> list[str]:
 
 def parity_table(report: ParityReport) -> Table:
     """What was only stated has no bound, and no verdict unless it is no number."""
-    unproven = "[yellow]UNPROVEN[/] " if report.state == "unproven" else ""
-    table = Table(title=f"{unproven}parity with torch, on {report.provider}")
+    table = Table(title=f"parity with torch, on {report.provider}")
     for heading in ("check", "value", "bound", ""):
         table.add_column(heading)
     for row in report.rows:
@@ -166,8 +168,13 @@ def _step(console: Console, what: str) -> Iterator[None]:
     console.print(f"{what}: {time.monotonic() - started:.1f} s", highlight=False)
 
 
-def _fail(console: Console, line: str) -> NoReturn:
+def _say(console: Console, line: str) -> None:
     # A Text, not markup: "notellm[train,cpu]" would lose its brackets.
+    style = "yellow" if line.startswith("warning:") else ""
+    console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _fail(console: Console, line: str) -> NoReturn:
     console.print(Text.assemble(("error:", "red"), " ", line), soft_wrap=True)
     raise typer.Exit(1)
 

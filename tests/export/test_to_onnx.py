@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 import export.build
 from export.errors import ParityError
 from export.to_onnx import export as command
-from export.to_onnx import read_categories
+from export.to_onnx import parity_table, read_categories
 from notellm.bundle import Manifest, ParityReport, ParityRow
 from notellm.errors import NoteLLMError
 from tests.conftest import REPOSITORY
@@ -167,3 +168,40 @@ def test_each_step_leaves_a_line_with_its_seconds_where_there_is_no_terminal(
     assert result.exit_code == 0
     assert result.stderr.splitlines()[:2] == ["loading: 0.0 s", "tracing: 0.0 s"]
     assert f"model_version {tied.manifest.model_version}" in " ".join(result.stderr.split())
+
+
+def test_an_unproven_bundle_is_warned_of_in_lines_that_keep_their_brackets(
+    tied: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unproven(plan: Any, *, step: Any, say: Any) -> Manifest:
+        assert (plan.precision, plan.provider, plan.graph) == ("fp16", "cuda", "traced")
+        say("warning: parity on cuda is UNPROVEN: install: pip install 'notellm[gpu]'")
+        parity = ParityReport("cuda", [], "unproven")
+        return msgspec.structs.replace(tied.manifest, parity=parity, parity_elsewhere=[tied.manifest.parity])
+
+    monkeypatch.setattr(export.build, "build_bundle", unproven)
+    result = run("--model", "smollm2", "--out", tmp_path / "b", "--precision", "fp16", "--provider", "cuda")
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert lines[0] == "warning: parity on cuda is UNPROVEN: install: pip install 'notellm[gpu]'"
+    titles = [line.strip() for line in lines if "parity with torch" in line]
+    assert titles == ["parity with torch, on cpu"]
+    assert "for cuda (UNPROVEN there)" in " ".join(result.stderr.split())
+
+
+def test_a_row_that_is_only_stated_has_no_verdict_unless_it_is_no_number() -> None:
+    report = ParityReport(
+        "cpu",
+        [ParityRow("share", 0.9, None, True, at_least=True), ParityRow("cosine", 0.5, 0.999, False, at_least=True)],
+    )
+    verdict = parity_table(report).columns[3]
+    assert list(verdict.cells) == ["", "[red]FAILED[/]"]
+    assert list(parity_table(report).columns[2].cells) == ["", ">= 0.999"]
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--precision", "fp8"), ("--provider", "tpu"), ("--graph", "drawn")])
+def test_a_value_that_is_not_allowed_is_refused_with_those_that_are(tmp_path: Path, flag: str, value: str) -> None:
+    result = run("--model", "smollm2", "--out", tmp_path / "b", flag, value)
+    assert result.exit_code == 2
+    assert value in result.stderr
+    assert flag in result.stderr
