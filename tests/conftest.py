@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes, one has all tests of the real servers, which exist once; a file is never torn apart."""
     for item in items:
         chosen = item.callspec.params if hasattr(item, "callspec") else {}
-        real = _ONCE.intersection(getattr(item, "fixturenames", ())) or chosen.get("milvus") == "real"
+        real = _ONCE.intersection(getattr(item, "fixturenames", ())) or "real" in chosen.values()
         item.add_marker(pytest.mark.xdist_group("servers" if real else str(item.path)))
 
 

@@ -32,8 +32,8 @@ class CountingEncoder:
         self.embedding_dim = encoder.embedding_dim
         self.encoded = 0
 
-    def prompt(self, note: Note) -> Prompt:
-        return self._encoder.prompt(note)
+    def build_prompts(self, notes: Sequence[Note]) -> list[Prompt]:
+        return self._encoder.build_prompts(notes)
 
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[EncodedBatch]:
         self.encoded += len(prompts)

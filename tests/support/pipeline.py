@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import msgspec
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from pymilvus import MilvusClient
 
 from commands.checker import BundleReference, Reference, Verdict, judge, read_dead_letters, read_rows
@@ -151,10 +151,16 @@ class Pipeline:
                 "log_level": 3,
             }
         )
-        count = len(consumer.list_topics(self.topic, timeout=10).topics[self.topic].partitions)
-        partitions = [TopicPartition(self.topic, number) for number in range(count)]
-        offsets = {found.partition: found.offset for found in consumer.committed(partitions, timeout=10)}
-        consumer.close()
+        try:
+            count = len(consumer.list_topics(self.topic, timeout=10).topics[self.topic].partitions)
+            partitions = [TopicPartition(self.topic, number) for number in range(count)]
+            offsets = {found.partition: found.offset for found in consumer.committed(partitions, timeout=10)}
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_COORDINATOR:
+                raise
+            return {}  # a broker that has just started: nothing is committed yet
+        finally:
+            consumer.close()
         return {partition: offset for partition, offset in offsets.items() if offset >= 0}
 
     def committed_share(self, reference: Reference | None = None) -> float:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 __all__ = ["CommandProcess", "run_command", "wait_until"]
 
+# Tests run several updaters at once, which cannot all have the usual port.
+_NO_PORT = {"NOTELLM_OPERATIONS_PORT": "0"}
+
 
 class CommandProcess:
     """``notellm ARGUMENTS...``, or another ``module``, with its output in a file."""
@@ -32,7 +35,7 @@ class CommandProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **_NO_PORT, **(env or {})},
             )
 
     @property
@@ -84,7 +87,7 @@ def run_command(
         input=stdin,
         capture_output=True,
         timeout=seconds,
-        env={**os.environ, "COLUMNS": "400", **(env or {})},
+        env={**os.environ, **_NO_PORT, "COLUMNS": "400", **(env or {})},
         cwd=cwd,
         check=False,
     )
