@@ -118,7 +118,8 @@ _METRICS = """\
 
 Prometheus metrics of the updater, each declared beside what it measures. `notellm update` serves them on
 `http://127.0.0.1:9464/metrics` (settings `operations.host` and `operations.port`), beside `/healthz` and `/readyz`;
-what to watch is in [operations.md](operations.md). A histogram `NAME` is read as `NAME_bucket`, `NAME_sum` and `NAME_count`.
+what to watch is in [operations.md](operations.md). A histogram `NAME` is read as `NAME_bucket`, `NAME_sum` and
+`NAME_count`.
 
 The encoder's process has the usual process metrics under `notellm_encoder_process_...`, memory among them
 (`notellm_encoder_process_resident_memory_bytes`); the updater's own are `process_...`.
