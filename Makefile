@@ -56,7 +56,7 @@ dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 	$(BIN)/notellm dev
 
 test: bundle servers ## All tests but the long ones
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest
 
 test-long: bundle servers ## The long tests: full sizes
 	$(BIN)/python -m pytest -m long

@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[_NETWORK] = _network
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the marks in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes, one has all tests of the real servers, which exist once; a file is never torn apart."""
     for item in items:
