@@ -63,13 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[_NETWORK] = _network
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks at the marks in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist's own hook, which looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Of several processes, one has all tests of the real servers, which exist once; a file is never torn apart."""
     for item in items:
         chosen = item.callspec.params if hasattr(item, "callspec") else {}
         real = _ONCE.intersection(getattr(item, "fixturenames", ())) or "real" in chosen.values()
         item.add_marker(pytest.mark.xdist_group("servers" if real else str(item.path)))
+    return (yield)
 
 
 def pytest_report_header() -> str:
