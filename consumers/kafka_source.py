@@ -20,13 +20,12 @@ from confluent_kafka import (
 from consumers.errors import OffsetOutOfRange, UpdaterError
 from consumers.high_watermarks import AskedHighWatermarks
 from consumers.kafka_client import client_properties, make_client
-from consumers.kafka_topics import TopicFacts, inspect_topic
 from consumers.missed_tombstones import Start, TombstoneWatch, read_start, write_start
 from consumers.outages import WAITING
 from consumers.protocols import Record, SourceEvents
 from notellm.settings import KafkaSettings
 
-__all__ = ["KafkaSource", "TopicFacts", "inspect_topic"]
+__all__ = ["KafkaSource"]
 
 log = logging.getLogger(__name__)
 

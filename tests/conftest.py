@@ -32,45 +32,25 @@ __all__ = ["REPOSITORY", "missing"]
 REPOSITORY = Path(__file__).parent.parent
 SERVERS = REPOSITORY / "build" / "servers"
 
-_PRIVATE = "private"
-_NETWORK = "TEST_NETWORK"  # tells it to other processes of this session
-_ONCE = {"kafka_server", "milvus_server"}
-
 _network_is_private = False
 _network = ""
 # The real servers that were started in this session.
 _servers: list[KafkaServer | MilvusServer] = []
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Before any test module is imported."""
     global _network_is_private, _network  # noqa: PLW0603 - of this process, which has one network
-    if hasattr(config, "workerinput"):
-        # One of several processes (pytest-xdist), in the network of the one that started it.
-        _network = os.environ.get(_NETWORK, "")
-        _network_is_private = _network == _PRIVATE
-        return
     outside = [name for name in ("TEST_KAFKA", "TEST_MILVUS") if os.environ.get(name)]
     if outside:
         _network = f"the machine's own, as {outside[0]} is set"
+        return
+    try:
+        enter_private_network()
+    except OSError as error:
+        _network = f"the machine's own: {error}"
     else:
-        try:
-            enter_private_network()
-        except OSError as error:
-            _network = f"the machine's own: {error}"
-        else:
-            _network_is_private, _network = True, _PRIVATE
-    os.environ[_NETWORK] = _network
-
-
-@pytest.hookimpl(wrapper=True)  # before xdist's own hook, which looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Of several processes, one has all tests of the real servers, which exist once; a file is never torn apart."""
-    for item in items:
-        chosen = item.callspec.params if hasattr(item, "callspec") else {}
-        real = _ONCE.intersection(getattr(item, "fixturenames", ())) or "real" in chosen.values()
-        item.add_marker(pytest.mark.xdist_group("servers" if real else str(item.path)))
-    return (yield)
+        _network_is_private, _network = True, "private"
 
 
 def pytest_report_header() -> str:
