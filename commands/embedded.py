@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import logging
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from confluent_kafka import Producer
 from pymilvus import MilvusClient, MilvusException
 
-from notellm.errors import NoteLLMError
+from commands.server_process import ServerProcess
 
 __all__ = ["EmbeddedKafka", "MilvusLite", "free_port"]
-
-_START_SECONDS = 60.0
 
 
 class EmbeddedKafka:
@@ -42,56 +38,22 @@ class EmbeddedKafka:
             self._cluster.list_topics(name, timeout=10)
 
 
-class MilvusLite:
+class MilvusLite(ServerProcess):
     """A Milvus Lite server in a process of its own, on loopback."""
 
     def __init__(self, data: Path, *, port: int = 0, log: Path) -> None:
         self.data = data
-        self.log = log
         self.port = port or free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(f"Milvus Lite (port {self.port})", log, stop_seconds=10.0)
 
     def start(self) -> None:
-        """Returns once it answers. Raises :class:`NoteLLMError` with the end of its log when it does not."""
         self.data.mkdir(parents=True, exist_ok=True)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [Path(sys.executable).parent / "milvus-lite", "server", "--data-dir", self.data]
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*map(str, command), "--host", "127.0.0.1", "--port", str(self.port)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal is for us; we end the server when nobody writes to it any more.
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-5:])
-                raise NoteLLMError(f"Milvus Lite did not start on port {self.port}; the end of {self.log}:\n{tail}")
-            time.sleep(0.1)
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def kill(self) -> None:
-        """As ``kill -9``: for tests of what survives."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        program = Path(sys.executable).parent / "milvus-lite"
+        self._run(
+            [program, "server", "--data-dir", self.data, "--host", "127.0.0.1", "--port", str(self.port)],
+            self._answers,
+        )
 
     def _answers(self) -> bool:
         with socket.socket() as probe:

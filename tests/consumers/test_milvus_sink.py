@@ -356,7 +356,7 @@ def test_a_server_that_hangs_is_unavailable_and_goes_on_when_it_answers_again(
                     began = time.monotonic()
                     with pytest.raises(SinkUnavailable):
                         call()
-                    assert time.monotonic() - began < 4
+                    assert time.monotonic() - began < 20  # not for ever: pymilvus tries again within its second
                 line.resume()
 
                 def there() -> bool:

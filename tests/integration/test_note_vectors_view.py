@@ -25,8 +25,8 @@ from tests.support.kafka_server import KafkaServer
 from tests.support.milvus_server import MilvusServer
 from tests.support.pipeline import Pipeline, hash_program, note_publication, short_notes
 from tests.support.processes import wait_until
-from tests.support.quiet import judge_when_quiet
 from tests.support.reference import HashReference
+from tests.support.settled import settled_verdict
 from tests.support.watch import CommitWatch
 
 pytestmark = pytest.mark.integration
@@ -163,7 +163,7 @@ class VectorsWatch(CommitWatch):
 
 
 def assert_equal_to_milvus(pipeline: Pipeline, records: list[tuple[str, dict[str, Any] | None]]) -> None:
-    assert judge_when_quiet(pipeline).faults == []
+    assert settled_verdict(pipeline).faults == []
     topic, stored = comparable(view(records)), comparable(rows(pipeline))
     assert topic.keys() == stored.keys()
     assert topic == stored

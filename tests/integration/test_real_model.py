@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.support.kafka_server import KafkaServer
 from tests.support.milvus_server import MilvusServer
 from tests.support.pipeline import Pipeline, bundle_program, note_publication, short_notes
-from tests.support.quiet import judge_when_quiet
+from tests.support.settled import settled_verdict
 
 pytestmark = [pytest.mark.integration, pytest.mark.real_model]
 
@@ -47,7 +47,7 @@ def test_a_hundred_notes(pipeline: Pipeline) -> None:
         Publication(notes[3].note_id.encode(), b"{", broken=True),
     )
     pipeline.wait_until_committed(1.0, seconds=120)
-    verdict = judge_when_quiet(pipeline)
+    verdict = settled_verdict(pipeline)
     assert verdict.faults == []
     assert (verdict.live, verdict.deleted, verdict.dead_letters) == (NOTES - 1, 1, 1)
     assert updater.stop() == 0
@@ -60,7 +60,7 @@ def test_all_notes_of_the_demo(pipeline: Pipeline) -> None:
     pipeline.publish(*script)
     updater.wait_for(" assigned ", seconds=120)
     pipeline.wait_until_committed(1.0, seconds=3600)
-    verdict = judge_when_quiet(pipeline)
+    verdict = settled_verdict(pipeline)
     assert verdict.faults == []
     assert verdict.live >= 400
     assert verdict.deleted >= 40

@@ -17,7 +17,7 @@ from tests.support.kafka_server import KafkaServer
 from tests.support.milvus_server import MilvusServer
 from tests.support.pipeline import Pipeline, Program, hash_program, note_publication, script_of, short_notes
 from tests.support.processes import wait_until
-from tests.support.quiet import judge_when_quiet
+from tests.support.settled import settled_verdict
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +45,7 @@ def pipeline(
 
 
 def assert_complete(pipeline: Pipeline, program: Program) -> None:
-    verdict = judge_when_quiet(pipeline, program.reference)
+    verdict = settled_verdict(pipeline, program.reference)
     assert verdict.faults == []
     assert verdict.live > NOTES // 2
     assert verdict.deleted >= NOTES // 20

@@ -14,7 +14,7 @@ from tests.support.kafka_server import KafkaServer
 from tests.support.milvus_server import MilvusServer
 from tests.support.pipeline import Pipeline, hash_program, script_of
 from tests.support.processes import CommandProcess, wait_until
-from tests.support.quiet import judge_when_quiet
+from tests.support.settled import settled_verdict
 from tests.support.watch import CommitWatch, unacknowledged
 
 pytestmark = pytest.mark.integration
@@ -68,7 +68,7 @@ def test_one_killed_and_one_joining_under_load(pipeline: Pipeline, assignor: str
     assert has_partitions(third)
     assert watch.faults == []
     assert watch.looks >= 3
-    verdict = judge_when_quiet(pipeline)
+    verdict = settled_verdict(pipeline)
     assert verdict.faults == []
     assert verdict.dead_letters == sum(one.broken for one in script) > 50
     assert verdict.live > NOTES // 2

@@ -14,7 +14,7 @@ from tests.support.kafka_server import KafkaServer
 from tests.support.milvus_server import MilvusServer
 from tests.support.pipeline import Pipeline, hash_program, script_of
 from tests.support.processes import CommandProcess
-from tests.support.quiet import judge_when_quiet
+from tests.support.settled import settled_verdict
 
 pytestmark = pytest.mark.integration
 
@@ -80,5 +80,5 @@ def test_restart_within_the_session_is_no_rebalance(pipeline: Pipeline) -> None:
     lines = [line for line in other.text().splitlines() if "kafka_source" in line]
     assert len(lines) == 1, "it was told once of its partitions, and of nothing else since"
     assert ASSIGNED in lines[0]
-    assert judge_when_quiet(pipeline).faults == []
+    assert settled_verdict(pipeline).faults == []
     assert (restarted.stop(), other.stop()) == (0, 0)

@@ -11,12 +11,12 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from commands.embedded import free_port
+from commands.server_process import ServerProcess
+from notellm.errors import NoteLLMError
 from tests.support.missing import missing
 
 __all__ = ["KafkaElsewhere", "KafkaServer"]
 
-_START_SECONDS = 60.0
-_STOP_SECONDS = 30.0
 _SETTINGS = """\
 process.roles=broker,controller
 node.id=1
@@ -42,67 +42,23 @@ auto.create.topics.enable=false
 """
 
 
-class KafkaServer:
+class KafkaServer(ServerProcess):
     """Its data, its settings and its log are in ``folder``."""
 
     def __init__(self, jars: Path, folder: Path) -> None:
+        super().__init__("Kafka", folder / "kafka.log")
         self.folder = folder
-        self.log = folder / "kafka.log"
         self._jars = jars
         self._port, self._controller_port = free_port(), free_port()
         self.bootstrap_servers = f"127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it takes calls. Raises RuntimeError with the end of its log when it does not."""
         settings = self.folder / "server.properties"
         if not settings.exists():
             self._format(settings)
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._java("-Xmx512m", "kafka.Kafka", str(settings)),
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal is for the tests, which stop it when they are done.
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_SECONDS
         admin = self._admin()
-        while not self._answers(admin):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
-                raise RuntimeError(f"Kafka did not start; the end of {self.log}:\n{tail}")
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def kill(self) -> None:
-        """As ``kill -9``."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def stop(self) -> None:
-        """A clean end."""
-        if self._process is not None and self.is_running:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
+        command = self._java("-Xmx512m", "kafka.Kafka", str(settings))
+        self._run(command, lambda: self._answers(admin), cwd=self.folder)
 
     def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
         """Returns once its partitions have leaders. ``config`` is the topic's own, ``cleanup.policy`` for instance."""
@@ -131,7 +87,7 @@ class KafkaServer:
         arguments = ("kafka.tools.StorageTool", "format", "-t", "bm90ZWxsbS10ZXN0cy0wMQ", "-c", str(unformatted))
         done = subprocess.run(self._java(*arguments), capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
+            raise NoteLLMError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
         unformatted.rename(settings)
 
     def _java(self, *arguments: str) -> list[str]:

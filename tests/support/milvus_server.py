@@ -9,21 +9,18 @@ import lzma
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from pymilvus import MilvusClient, MilvusException
 
+from commands.server_process import ServerProcess
 from tests.support.missing import missing
 
 __all__ = ["MilvusElsewhere", "MilvusServer", "unpack"]
 
-_START_SECONDS = 120.0
-_STOP_SECONDS = 30.0
 _METRICS_PORT = 9091
 # The template's own are among the ports that outgoing connections take.
 _PORTS = {
@@ -42,76 +39,30 @@ _SETTINGS = {
 }
 
 
-class MilvusServer:
+class MilvusServer(ServerProcess):
     """``installation`` is what :func:`unpack` wrote. Its data, its settings and its log are in ``folder``."""
 
     def __init__(self, installation: Path, folder: Path) -> None:
+        super().__init__("Milvus", folder / "milvus.log", start_seconds=120.0)
         self.installation = installation
         self.folder = folder
-        self.log = folder / "milvus.log"
         self.uri = f"http://127.0.0.1:{_PORTS['proxy_port']}"
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it takes calls. Raises RuntimeError with the end of its log when it does not."""
         (self.folder / "configs").mkdir(parents=True, exist_ok=True)
         (self.folder / "configs" / "milvus.yaml").write_text(self._settings())
         # The native part wants a place for its own log; it makes none.
         (self.folder / "logs").mkdir(exist_ok=True)
         shutil.copyfile(self.installation / "glog.conf", self.folder / "configs" / "glog.conf")
         programs = self.installation / "bin"
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [programs / "milvus", "run", "standalone"],
-                cwd=self.folder,
-                env={
-                    **os.environ,
-                    "DEPLOY_MODE": "STANDALONE",
-                    "METRICS_PORT": str(_METRICS_PORT),
-                    "MILVUS_RUN_DIR": str(self.folder / "run"),
-                    "LD_LIBRARY_PATH": f"{programs}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal is for the tests, which stop it when they are done.
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-30:])
-                raise RuntimeError(f"Milvus did not start; the end of {self.log}:\n{tail}")
-            time.sleep(0.1)
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def kill(self) -> None:
-        """As ``kill -9``."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def stop(self) -> None:
-        """Tell it to end, and see that it does."""
-        if self._process is not None and self.is_running:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
+        environment = {
+            **os.environ,
+            "DEPLOY_MODE": "STANDALONE",
+            "METRICS_PORT": str(_METRICS_PORT),
+            "MILVUS_RUN_DIR": str(self.folder / "run"),
+            "LD_LIBRARY_PATH": f"{programs}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        }
+        self._run([programs / "milvus", "run", "standalone"], self._answers, cwd=self.folder, env=environment)
 
     def _settings(self) -> str:
         """The template that comes with the server, filled in."""
