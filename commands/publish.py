@@ -17,8 +17,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from commands.console import err, fail
 from commands.options import ConfigOption, KafkaOption, settings_from
 from commands.publisher import NotePublisher
+from notellm.decoding import check_id
 from notellm.errors import InvalidMessage, NoteLLMError
-from notellm.messages import check_id, parse_record
+from notellm.messages import parse_record
 
 __all__ = ["publish"]
 

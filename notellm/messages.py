@@ -8,12 +8,11 @@ types, and lenient about size: what is too long is cut to :data:`LIMITS` and nam
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 import msgspec
 
+from notellm.decoding import ID_BYTES, check_id, decode_id_key, decode_object
 from notellm.errors import InvalidMessage
 from notellm.hashtags import clean_hashtags
 
@@ -25,7 +24,6 @@ __all__ = [
     "NoteVector",
     "Scalar",
     "Tombstone",
-    "check_id",
     "encode_note_vector",
     "parse_note_vector",
     "parse_record",
@@ -35,13 +33,12 @@ NoteId = Annotated[
     str, msgspec.Meta(min_length=1, max_length=64, description="1 to 64 bytes of UTF-8, no control characters.")
 ]
 Scalar = str | int | float | bool | None
-Message = TypeVar("Message")
 
 
 class Limits(msgspec.Struct, frozen=True):
     """What a note keeps. Characters are Unicode code points; the rest of a longer field is cut off and counted."""
 
-    id_bytes: int = 64
+    id_bytes: int = ID_BYTES
     title: int = 512
     category: int = 128
     hashtags: int = 32
@@ -113,12 +110,10 @@ def parse_record(key: bytes | None, value: bytes | None, timestamp_ms: int) -> N
     ``timestamp_ms`` is the record's own time; it stands in for a missing ``published_at``.
     Raises :class:`InvalidMessage`, and nothing else, when the record is a dead letter.
     """
-    if key is None or key == b"":
-        raise InvalidMessage("no_key", "key", "missing; the key must be the note_id")
-    note_id = _decode_key(key)
+    note_id = decode_id_key(key, "note_id")
     if value is None:
         return Tombstone(note_id)
-    note = _decode_value(value, _decoder, "a note")
+    note = decode_object(value, _decoder, "a note", key_field="note_id")
     if check_id(note.note_id, "note_id") != note_id:
         raise InvalidMessage("key_mismatch", "note_id", "is not the record's key; the two must be equal")
     return _tidy(note, timestamp_ms)
@@ -131,66 +126,13 @@ def encode_note_vector(vector: NoteVector) -> bytes:
 
 def parse_note_vector(key: bytes | None, value: bytes | None) -> NoteVector | Tombstone:
     """Read one record of the ``note-vectors`` topic. Raises :class:`InvalidMessage`, and nothing else."""
-    if not key:
-        raise InvalidMessage("no_key", "key", "missing; the key must be the note_id")
-    note_id = _decode_key(key)
+    note_id = decode_id_key(key, "note_id")
     if value is None:
         return Tombstone(note_id)
-    vector = _decode_value(value, _vector_decoder, "a note vector")
+    vector = decode_object(value, _vector_decoder, "a note vector", key_field="note_id")
     if vector.note_id != note_id:
         raise InvalidMessage("key_mismatch", "note_id", "is not the record's key; the two must be equal")
     return vector
-
-
-def check_id(text: str, field: str) -> str:
-    """Return ``text`` if it may be an id, else raise :class:`InvalidMessage` that names ``field``."""
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if not 1 <= size <= LIMITS.id_bytes:
-        raise InvalidMessage("bad_id", field, f"{size} bytes; allowed are 1 to {LIMITS.id_bytes} bytes of UTF-8")
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
-        raise InvalidMessage("bad_id", field, "contains a control character; none is allowed")
-    return text
-
-
-def _decode_key(key: bytes) -> str:
-    try:
-        text = key.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InvalidMessage("bad_id", "key", "is not UTF-8; allowed are 1 to 64 bytes of UTF-8") from None
-    return check_id(text, "key")
-
-
-def _decode_value(value: bytes, decoder: msgspec.json.Decoder[Message], what: str) -> Message:
-    if value.strip() == b"":
-        raise InvalidMessage("not_json", "value", f"empty; {what} is a JSON object, a deletion is a null value")
-    try:
-        # As text: of bytes, the decoder would leave unread whether the fields that it skips are UTF-8.
-        return decoder.decode(value.decode("utf-8"))
-    except msgspec.ValidationError as error:
-        raise _invalid_field(str(error), what) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidMessage("not_json", "value", f"not UTF-8 JSON ({error}); {what} is a JSON object") from None
-    except RecursionError:
-        raise InvalidMessage("not_json", "value", f"nested too deeply; {what} is a flat JSON object") from None
-
-
-def _invalid_field(complaint: str, what: str) -> InvalidMessage:
-    """Msgspec says ``Expected `str`, got `int` - at `$.title```: turn that into field, kind and what is allowed."""
-    fault, _, path = complaint.partition(" - at `$")
-    field = path.rstrip("`").lstrip(".")
-    if not field:
-        absent = re.search(r"required field `(\w+)`", fault)
-        if absent is None:
-            return InvalidMessage("not_object", "value", f"{fault}; {what} is a JSON object")
-        if absent[1] != "note_id":
-            return InvalidMessage("wrong_type", absent[1], "missing; it must be there")
-        return InvalidMessage("bad_id", "note_id", "missing; it must be there and equal the record's key")
-    top = field.split("[")[0].split(".")[0]
-    if top == "note_id":
-        return InvalidMessage("bad_id", "note_id", fault)
-    if "out of range" in fault:
-        return InvalidMessage("not_finite", top, "a number out of range; allowed are finite ones, integers of 64 bits")
-    return InvalidMessage("wrong_type", top, fault)
 
 
 def _tidy(note: Note, timestamp_ms: int) -> NoteRecord:

@@ -26,6 +26,7 @@ __all__ = [
     "MilvusSettings",
     "OperationsSettings",
     "Settings",
+    "StreamsSettings",
     "UpdaterSettings",
     "load_settings",
     "variable_names",
@@ -168,6 +169,55 @@ class UpdaterSettings(_Section):
     retry_max_s: float = Field(5.0, gt=0, le=300, description="Longest wait between two tries while Milvus is away.")
 
 
+class StreamsSettings(_Section):
+    """Click streams: the Faust app."""
+
+    clicks_topic: str = Field("note-clicks", min_length=1, description="The topic of clicks: key = user_id.")
+    dead_letter_topic: str = Field(
+        "note-clicks.dead-letter", min_length=1, description="Where records go that are no clicks; not compacted."
+    )
+    app_id: str = Field(
+        "notellm-clicks",
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="Faust's: the consumer group, and how the changelog topic's name begins.",
+    )
+    window_days: int = Field(
+        7, ge=1, le=365, description="Days of clicks that are kept of each user; what is older expires."
+    )
+    allowed_lateness_s: int = Field(
+        86_400,
+        ge=0,
+        description="A click is late, and dropped, when its clicked_at is further behind its record's timestamp.",
+    )
+    future_tolerance_s: int = Field(
+        300,
+        ge=0,
+        le=86_400,
+        description="A click is of the future, and dropped, when its clicked_at is further ahead of its record's "
+        "timestamp.",
+    )
+    clicks_per_day: int = Field(
+        200, ge=1, le=10_000, description="Clicks that are kept of one user and one day, the newest; a bot's others go."
+    )
+    data: Path = Field(Path("build/streams"), description="The worker's folder: RocksDB, one for each partition.")
+    session_timeout_s: int = Field(
+        30, ge=6, le=300, description="Seconds after which a worker that is silent loses its partitions to the others."
+    )
+    stall_s: float = Field(
+        300.0, gt=0, description="Seconds of waiting clicks and no committed offset after which a worker ends itself."
+    )
+    port: int = Field(
+        9465, ge=0, le=65535, description="Port of the worker's /metrics, on operations.host; 0 turns it off."
+    )
+
+    @field_validator("dead_letter_topic")
+    @classmethod
+    def _another_topic(cls, value: str, info: ValidationInfo) -> str:
+        if value == info.data.get("clicks_topic"):
+            raise ValueError("a topic other than streams.clicks_topic is needed")
+        return value
+
+
 class OperationsSettings(_Section):
     """What operators look at: /metrics, /healthz, /readyz."""
 
@@ -190,6 +240,7 @@ class Settings(BaseSettings):
     milvus: MilvusSettings = Field(default_factory=MilvusSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     updater: UpdaterSettings = Field(default_factory=UpdaterSettings)
+    streams: StreamsSettings = Field(default_factory=StreamsSettings)
     operations: OperationsSettings = Field(default_factory=OperationsSettings)
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Clicks to pairs."""
