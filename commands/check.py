@@ -100,8 +100,12 @@ def check(
         with looking_at(f"Kafka, {settings.kafka.dead_letter_topic}") as look:
             facts = _look_at_topic(settings.kafka, settings.kafka.dead_letter_topic, look)
             look.warn(topic_warnings(settings.kafka, facts))
+        collection: Collection | None = None
         with looking_at("Milvus") as look:
-            _look_at_milvus(settings, encoder, notes, look)
+            collection = _look_at_milvus(settings, encoder, look)
+        if notes is not None:
+            with looking_at(f"Kafka, {settings.kafka.notes_topic}") as look:
+                look.warn(source_warnings(settings.kafka, notes, collection))
     table = Table("", "what", "finding")
     for finding in findings:
         table.add_row(_VERDICTS[finding.verdict], finding.what, escape(finding.text))
@@ -146,7 +150,8 @@ def _record(bundle: Path, report: ParityReport) -> list[str]:
     return []
 
 
-def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, notes: TopicFacts | None, look: _Looking) -> None:
+def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, look: _Looking) -> Collection | None:
+    """The collection of the encoder's model, where there is one already."""
     client = connect(settings.milvus)
     found: Collection | None = None
     try:
@@ -157,8 +162,6 @@ def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, notes: Topi
             name = collection_name(settings.milvus, encoder.model_version)
             found = inspect_collection(client, settings.milvus, encoder.model_version, encoder.embedding_dim)
             look.good(f"collection {name}: {_there(found)}")
-        if notes is not None:
-            look.warn(source_warnings(settings.kafka, notes, found))
         live = live_collection(client, settings.milvus)
         look.good(f"alias {settings.milvus.alias}: {f'points at {live[0]}' if live else _there(live)}")
         if lite:
@@ -166,6 +169,7 @@ def _look_at_milvus(settings: Settings, encoder: NoteEncoder | None, notes: Topi
             look.good("Milvus Lite: no other updater writes to it")
     finally:
         client.close()
+    return found
 
 
 def _there(found: object) -> str:

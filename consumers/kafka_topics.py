@@ -142,7 +142,7 @@ def _change_warnings(facts: TopicFacts, partitions_then: int | None, epoch_then:
         return [
             f"topic {facts.name} was deleted and created again since the collection was (id {epoch_then}, now "
             f"{facts.epoch}): notes that the new one lacks are still in the collection, and source_offset compares "
-            "only within one source_epoch; publish all notes to it, then compare: notellm reconcile"
+            "only within one source_epoch; publish all notes to it, then compare its keys with the collection"
         ]
     if partitions_then is not None and partitions_then != facts.partitions:
         return [

@@ -68,5 +68,5 @@ class TombstoneWatch:
         return (
             f"{topic}[{partition}]: records have waited for longer than the topic's delete.retention.ms "
             f"({self._retention_ms} ms): deletions may have been compacted away before they were read, and their notes "
-            "may still be in the collection; compare the topic's keys with the collection: notellm reconcile"
+            "may still be in the collection; compare the topic's keys with the collection"
         )

@@ -343,7 +343,7 @@ def test_it_says_so_once_when_deletions_may_have_been_missed(
         source.subscribe(Events())
         caplog.clear()
         assert places(read(source, 3)) == [(0, 1), (0, 2), (1, 0)]
-        said = [line for line in caplog.messages if "notellm reconcile" in line]
+        said = [line for line in caplog.messages if "compare the topic's keys" in line]
         assert [line.split(":")[0] for line in said] == [f"{real_settings.notes_topic}[0]"] * warnings
         source.close()
 

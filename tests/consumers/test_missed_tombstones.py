@@ -63,7 +63,7 @@ def test_the_warning_names_the_partition_and_what_to_do() -> None:
     text = watch().warning("notes", 3)
     assert text.startswith("notes[3]: ")
     assert f"delete.retention.ms ({DAY} ms)" in text
-    assert "notellm reconcile" in text
+    assert "compare the topic's keys" in text
     assert "\n" not in text
 
 
