@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 STREAMS := .venv-streams
+STREAMS_PIP := $(STREAMS)/bin/python -m pip --disable-pip-version-check
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUNDLE := build/bundle
@@ -29,8 +30,9 @@ streams: $(STREAMS)/ready ## Make .venv-streams with the Faust app (250 MB; it c
 
 $(STREAMS)/ready: pyproject.toml constraints.txt
 	@test -x $(STREAMS)/bin/python || $(PYTHON) -m venv $(STREAMS)
-	@$(STREAMS)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade --constraint constraints.txt pip setuptools
-	$(STREAMS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --no-build-isolation --editable '.[streams]'
+	@$(STREAMS_PIP) install --quiet --upgrade --constraint constraints.txt pip setuptools
+	$(STREAMS_PIP) install --quiet --constraint constraints.txt --group click-worker
+	@$(STREAMS_PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 bundle: $(BUNDLE)/notellm.json ## Export smollm2 to build/bundle (once, about 3 minutes)

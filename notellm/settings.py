@@ -207,7 +207,7 @@ class StreamsSettings(_Section):
         300.0, gt=0, description="Seconds of waiting clicks and no committed offset after which a worker ends itself."
     )
     port: int = Field(
-        9465, ge=0, le=65535, description="Port of the worker's /metrics, on operations.host; 0 turns it off."
+        9466, ge=0, le=65535, description="Port of the worker's /metrics, on operations.host; 0 turns it off."
     )
 
     @field_validator("dead_letter_topic")
