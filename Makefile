@@ -9,7 +9,7 @@ BUNDLE := build/bundle
 SERVERS := build/servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup streams bundle servers demo dev test test-long check docs bench clean
+.PHONY: help setup streams bundle servers demo dev test test-integration test-others test-long check docs bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -66,8 +66,15 @@ demo: bundle ## The main job from end to end, checked, on the embedded default
 dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 	$(BIN)/notellm dev
 
+# Two halves at a time: they wait a lot, for sessions to end and servers to start. Each has servers and a network of its own.
 test: bundle servers streams ## All tests but the long ones
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=line) test-integration test-others
+
+test-integration:
+	$(BIN)/python -m pytest tests/integration
+
+test-others:
+	$(BIN)/python -m pytest --ignore tests/integration
 
 test-long: bundle servers streams ## The long tests: full sizes
 	$(BIN)/python -m pytest -m long
