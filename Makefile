@@ -68,13 +68,17 @@ dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 
 # Two halves at a time: they wait a lot, for sessions to end and servers to start. Each has servers and a network of its own.
 test: bundle servers streams ## All tests but the long ones
-	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=line) test-integration test-others
+	@$(MAKE) --no-print-directory -j2 test-integration test-others
+
+# Whole lines only, as two of them write to one terminal; a pipe must not swallow the status.
+test-integration test-others: SHELL := bash
+test-integration test-others: .SHELLFLAGS := -o pipefail -c
 
 test-integration:
-	$(BIN)/python -m pytest tests/integration
+	@$(BIN)/python -u -m pytest tests/integration | while IFS= read -r line; do echo "integration: $$line"; done
 
 test-others:
-	$(BIN)/python -m pytest --ignore tests/integration
+	@$(BIN)/python -u -m pytest --ignore tests/integration | while IFS= read -r line; do echo "     others: $$line"; done
 
 test-long: bundle servers streams ## The long tests: full sizes
 	$(BIN)/python -m pytest -m long
