@@ -128,11 +128,11 @@ def test_a_bad_edit_is_a_dead_letter_and_leaves_the_version_before_it() -> None:
 
 def test_a_dead_letter_that_is_not_delivered_yet_holds_the_offset() -> None:
     topic = MemoryTopic()
-    topic.publish(b"n1", note("n1"), partition=0)
-    topic.publish(b"n2", b"no JSON", partition=0)
-    topic.publish(b"n3", note("n3"), partition=0)
     with RunningUpdater(topic) as running:
         running.dead_letters.poll = lambda: None  # type: ignore[method-assign]
+        topic.publish(b"n1", note("n1"), partition=0)
+        topic.publish(b"n2", b"no JSON", partition=0)
+        topic.publish(b"n3", note("n3"), partition=0)
         wait_until(lambda: set(running.sink.rows) == {"n1", "n3"} and topic.committed == {0: 1}, "the notes beside it")
         del running.dead_letters.poll
         running.wait_until_done()

@@ -47,6 +47,17 @@ ALLOWED: dict[str, Any] = {
     "updater.drain_timeout_s": 3.0,
     "updater.vectors_first": False,
     "updater.retry_max_s": 0.25,
+    "streams.clicks_topic": "prod-clicks",
+    "streams.dead_letter_topic": "prod-clicks-dead",
+    "streams.app_id": "prod-clicks-app",
+    "streams.window_days": 14,
+    "streams.allowed_lateness_s": 3600,
+    "streams.future_tolerance_s": 60,
+    "streams.clicks_per_day": 500,
+    "streams.data": Path("clicks-data"),
+    "streams.session_timeout_s": 10,
+    "streams.stall_s": 120.0,
+    "streams.port": 8081,
     "operations.host": "0.0.0.0",
     "operations.port": 8080,
 }
@@ -67,6 +78,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "encoder.token_budget": (1, "greater than or equal to 64"),
     "encoder.max_rows": ("many", "valid integer"),
     "encoder.memory_limit_mb": (-1, "greater than or equal to 0"),
+    "streams.clicks_topic": ("", "at least 1 character"),
+    "streams.dead_letter_topic": ("note-clicks", "other than streams.clicks_topic"),
+    "streams.app_id": ("two words", "should match pattern"),
+    "streams.window_days": (0, "greater than or equal to 1"),
+    "streams.future_tolerance_s": (86_401, "less than or equal to 86400"),
+    "streams.session_timeout_s": (5, "greater than or equal to 6"),
     "operations.port": (65536, "less than or equal to 65535"),
     "updater.queue_notes": (0, "greater than or equal to 1"),
     "updater.vectors_first": ("perhaps", "valid boolean"),
@@ -183,7 +200,7 @@ def test_unknown_key_of_the_file_is_refused(folder: Path) -> None:
 def test_unknown_table_of_the_file_is_refused(folder: Path, text: str) -> None:
     line = refusal(toml(folder, text))
     assert line.startswith(text.strip("[]\n").split(" ")[0] + ": unknown setting in ")
-    assert line.endswith("allowed are the tables [kafka], [milvus], [encoder], [updater], [operations]")
+    assert line.endswith("allowed are the tables [kafka], [milvus], [encoder], [updater], [streams], [operations]")
 
 
 @pytest.mark.parametrize(
