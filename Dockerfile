@@ -22,6 +22,7 @@ COPY notellm notellm
 COPY training training
 COPY export export
 COPY consumers consumers
+COPY streams streams
 COPY commands commands
 RUN /opt/notellm/bin/python -m pip install --no-deps --no-build-isolation . \
     && /opt/notellm/bin/python -m pip uninstall --yes setuptools pip \

@@ -9,10 +9,10 @@ BUNDLE := build/bundle
 SERVERS := build/servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup streams bundle servers demo dev test test-integration test-others test-long check docs bench clean
+.PHONY: help setup streams bundle servers demo demo-clicks dev test test-integration test-others test-long check docs bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/ready ## Make .venv with everything (Python 3.11+; about 6 GB, minutes the first time)
 
@@ -62,6 +62,9 @@ $(SERVERS)/milvus/ready: tests/support/milvus/requirements.txt | $(VENV)/ready
 
 demo: bundle ## The main job from end to end, checked, on the embedded default
 	$(BIN)/notellm demo
+
+demo-clicks: setup streams servers ## From clicks to training pairs on a real Kafka, checked
+	$(BIN)/notellm demo --clicks
 
 dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 	$(BIN)/notellm dev

@@ -12,8 +12,10 @@ from commands.console import fail
 from commands.demo import demo
 from commands.dev import dev
 from commands.embed import embed
+from commands.pairs import pairs_app
 from commands.publish import publish
 from commands.similar import similar
+from commands.simulate import simulate_app
 from commands.update import update
 from export.to_onnx import export
 from notellm.errors import NoteLLMError
@@ -42,6 +44,8 @@ app = typer.Typer(
 )
 for command in (demo, dev, update, publish, similar, embed, export, check):
     app.command()(command)
+app.add_typer(pairs_app)
+app.add_typer(simulate_app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``notellm demo``: the main job, from end to end, on this machine, and judged at the end."""
+"""``notellm demo``: the main job, from end to end, on this machine, and judged at the end; or that of clicks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from rich.table import Table
 
 from commands.checker import Verdict
 from commands.console import err, fail, out
+from commands.demo_clicks import demo_clicks
 from commands.demo_kafka import demo_kafka
 from commands.demo_progress import DemoProgress, on_screen, percentiles
 from commands.demo_script import FEWEST_NOTES, Publication, demo_script
 from commands.embedded import MilvusLite
 from commands.encoders import open_encoder
 from commands.ledger import Ledger
+from commands.note_file import read_notes
 from commands.publisher import NotePublisher
 from consumers.protocols import Encoder
 from consumers.service import updater_service
@@ -64,18 +66,32 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    clicks: Annotated[
+        bool,
+        typer.Option(
+            "--clicks",
+            help="Show the way of clicks instead: made-up clicks, the Faust app, a snapshot of training pairs, in "
+            "WORK/clicks. It takes a real Kafka: --kafka, or Java and the jars that 'make servers' fetches.",
+            envvar="NOTELLM_CLI_DEMO_CLICKS",
+        ),
+    ] = False,
 ) -> None:
     """Publish notes through an embedded Kafka, watch them become searchable in an embedded Milvus, and check every one.
 
     Exit status 1 if a note is lost, stale or resurrected, or the dead letters are not exactly the broken records.
+    With --clicks: if a click that counts is missing, or a pair is not as the formula says.
 
     \b
     Examples:
       notellm demo
       notellm demo --notes data/kuairec/notes.jsonl
       notellm demo --kafka 127.0.0.1:9092
+      notellm demo --clicks
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     logging.getLogger("consumers").setLevel(logging.ERROR)
+    if clicks:
+        demo_clicks(notes, work / "clicks", kafka)
+        return
     _export_once(bundle)
     script = demo_script(_read(notes))
     shutil.rmtree(work, ignore_errors=True)
@@ -106,18 +122,7 @@ def _export_once(bundle: Path) -> None:
 
 
 def _read(file: Path) -> list[Note]:
-    notes: list[Note] = []
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise NoteLLMError(f"--notes: {file} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            record = parse_record(msgspec.json.decode(line)["note_id"].encode(), line, int(time.time() * 1000))
-        except (NoteLLMError, msgspec.MsgspecError, KeyError, AttributeError, TypeError) as error:
-            raise NoteLLMError(f"--notes: {file}, line {number} is no note: {error}") from None
-        assert isinstance(record, NoteRecord)
-        notes.append(record.note)
+    notes = read_notes(file, published_at=int(time.time() * 1000))
     if len(notes) < FEWEST_NOTES:
         raise NoteLLMError(f"--notes: {file} holds {len(notes)} notes; the demo needs {FEWEST_NOTES} or more")
     return notes

@@ -1,25 +1,28 @@
-"""The demo's topics on a Kafka that is somebody's own: two of its own name, made before and deleted after."""
+"""The demo's topics on a Kafka that is somebody's own: of its own name, made before and deleted after."""
 
 from __future__ import annotations
 
 import logging
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from commands.embedded import EmbeddedKafka
+from commands.real_kafka import RealKafka, fetched_jars
 from consumers.kafka_client import client_properties, make_client
 from consumers.kafka_topics import inspect_topic
 from notellm.errors import NoteLLMError
 from notellm.settings import KafkaSettings, load_settings
 
-__all__ = ["demo_kafka"]
+__all__ = ["demo_clicks_kafka", "demo_kafka"]
 
 log = logging.getLogger(__name__)
 
+_SERVERS = Path("build/servers")
 _PARTITIONS = 4
 _REACH_SECONDS = 10.0
 _SECONDS = 30.0
@@ -44,11 +47,56 @@ def demo_kafka(address: str | None) -> Iterator[dict[str, str]]:
     settings = load_settings(None, flags).kafka
     admin = make_client(AdminClient, client_properties(settings))
     _reach(admin, address)
+    topics = [
+        NewTopic(settings.notes_topic, _PARTITIONS, -1, config={"cleanup.policy": "compact"}),
+        NewTopic(settings.dead_letter_topic, 1, -1),
+    ]
     try:
-        _create(admin, settings)
+        _create(admin, settings, topics)
         yield flags
     finally:
-        _delete(admin, settings)
+        _delete(admin, [topic.topic for topic in topics])
+
+
+@contextmanager
+def demo_clicks_kafka(address: str | None, folder: Path) -> Iterator[dict[str, str]]:
+    """Settings of a real Kafka that has the topics of ``demo --clicks``; without an ``address`` one is started.
+
+    Faust needs more than the embedded Kafka has. Its own topics, and its consumer group, go in the end as well.
+    """
+    if address is None:
+        server = RealKafka(fetched_jars(_SERVERS / "kafka"), folder)
+        server.start()
+        try:
+            with demo_clicks_kafka(server.bootstrap_servers, folder) as flags:
+                yield flags
+        finally:
+            server.kill()  # nobody wants its data any more
+        return
+    name = f"notellm-demo-{uuid.uuid4().hex[:8]}"
+    flags = {
+        "kafka.bootstrap_servers": address,
+        "streams.clicks_topic": f"{name}-clicks",
+        "streams.dead_letter_topic": f"{name}-clicks.dead-letter",
+        "streams.app_id": f"{name}-app",
+    }
+    settings = load_settings(None, flags).kafka
+    admin = make_client(AdminClient, client_properties(settings))
+    _reach(admin, address)
+    # Made-up clicks are days old: by their age, Kafka would delete them at once where it keeps little.
+    topics = [
+        NewTopic(flags["streams.clicks_topic"], _PARTITIONS, -1, config={"retention.ms": "-1"}),
+        NewTopic(flags["streams.dead_letter_topic"], 1, -1, config={"retention.ms": "-1"}),
+    ]
+    try:
+        _create(admin, settings, topics)
+        yield flags
+    finally:
+        there = admin.list_topics(timeout=_SECONDS).topics
+        _delete(admin, [topic for topic in there if topic.startswith(name)])
+        for deleted in admin.delete_consumer_groups([flags["streams.app_id"]]).values():
+            with suppress(KafkaException, TimeoutError):  # it is not there when nobody joined it
+                deleted.result(_SECONDS)
 
 
 def _reach(admin: AdminClient, address: str) -> None:
@@ -58,11 +106,7 @@ def _reach(admin: AdminClient, address: str) -> None:
         raise NoteLLMError(f"--kafka: {address!r} cannot be reached: {error.args[0].str()}") from None
 
 
-def _create(admin: AdminClient, settings: KafkaSettings) -> None:
-    topics = [
-        NewTopic(settings.notes_topic, _PARTITIONS, -1, config={"cleanup.policy": "compact"}),
-        NewTopic(settings.dead_letter_topic, 1, -1),
-    ]
+def _create(admin: AdminClient, settings: KafkaSettings, topics: list[NewTopic]) -> None:
     for topic, created in admin.create_topics(topics, request_timeout=_SECONDS).items():
         try:
             created.result(_SECONDS)
@@ -70,12 +114,13 @@ def _create(admin: AdminClient, settings: KafkaSettings) -> None:
             raise NoteLLMError(
                 f"--kafka: {settings.bootstrap_servers!r} does not create topic {topic!r}: {_reason(error)}"
             ) from None
-    for topic in (settings.notes_topic, settings.dead_letter_topic):
-        inspect_topic(settings, topic)
+    for new in topics:
+        inspect_topic(settings, new.topic)
 
 
-def _delete(admin: AdminClient, settings: KafkaSettings) -> None:
-    names = [settings.notes_topic, settings.dead_letter_topic]
+def _delete(admin: AdminClient, names: list[str]) -> None:
+    if not names:
+        return
     for topic, deleted in admin.delete_topics(names, request_timeout=_SECONDS).items():
         try:
             deleted.result(_SECONDS)

@@ -1,4 +1,4 @@
-"""Notes into Kafka, partitioned as Java's producers do, and never dropped without a word."""
+"""Records into Kafka, partitioned as Java's producers do, and never dropped without a word."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from consumers.kafka_topics import inspect_topic
 from notellm.errors import NoteLLMError
 from notellm.settings import KafkaSettings
 
-__all__ = ["NotePublisher"]
+__all__ = ["NotePublisher", "RecordPublisher"]
 
 Delivered = Callable[[int, int], None]
 
+_NOW = 0  # librdkafka's word
 
-class NotePublisher:
-    """An idempotent producer for the notes topic."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
-        inspect_topic(settings, settings.notes_topic)
-        self._topic = settings.notes_topic
+class RecordPublisher:
+    """An idempotent producer for one topic."""
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        inspect_topic(settings, topic)
+        self._topic = topic
         self._failure: KafkaError | None = None
         self._producer: Producer = make_client(
             Producer,
@@ -33,7 +35,14 @@ class NotePublisher:
             },
         )
 
-    def publish(self, key: bytes | None, value: bytes | None, delivered: Delivered | None = None) -> None:
+    def publish(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        delivered: Delivered | None = None,
+        *,
+        timestamp_ms: int = _NOW,
+    ) -> None:
         """Hand over one record; ``delivered(partition, offset)`` is called, in some later call, once Kafka has it.
 
         Raises :class:`NoteLLMError` if this or an earlier record could not be delivered.
@@ -47,7 +56,9 @@ class NotePublisher:
 
         while True:
             try:
-                self._producer.produce(self._topic, key=key, value=value, on_delivery=on_delivery)
+                self._producer.produce(
+                    self._topic, key=key, value=value, timestamp=timestamp_ms, on_delivery=on_delivery
+                )
                 break
             except BufferError:
                 self._producer.poll(0.1)
@@ -66,3 +77,10 @@ class NotePublisher:
     def _check(self) -> None:
         if self._failure is not None:
             raise NoteLLMError(f"Kafka did not take a record: {self._failure.str()}")
+
+
+class NotePublisher(RecordPublisher):
+    """For the notes topic."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        super().__init__(settings, settings.notes_topic)

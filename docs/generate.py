@@ -11,6 +11,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -19,11 +20,13 @@ import typer
 from pydantic import SecretStr
 
 from commands.app import app
+from notellm.clicks import Click
 from notellm.messages import Note, NoteVector
 from notellm.settings import Settings, variable_names
 
 __all__ = [
     "Metric",
+    "click_schema",
     "commands_page",
     "configuration_page",
     "metrics",
@@ -39,6 +42,7 @@ _MADE = "<!-- Made by docs/generate.py; edit that, or the code it reads. -->"
 # What a validator allows cannot be read from a type. A validator without a line here stops this program.
 _IN_WORDS = {
     "kafka.dead_letter_topic": "another topic than `kafka.notes_topic`",
+    "streams.dead_letter_topic": "another topic than `streams.clicks_topic`",
     "kafka.properties": (
         "librdkafka's names, but for `bootstrap.servers`, `group.id`, `enable.auto.commit`, `enable.auto.offset.store` "
         "and `auto.offset.reset`, which the updater sets itself, and for `partition.assignment.strategy` and "
@@ -116,10 +120,11 @@ wins.
 _METRICS = """\
 # Metrics
 
-Prometheus metrics of the updater, each declared beside what it measures. `notellm update` serves them on
+Prometheus metrics, each declared beside what it measures. `notellm update` serves those of consumers/ on
 `http://127.0.0.1:9464/metrics` (settings `operations.host` and `operations.port`), beside `/healthz` and `/readyz`;
-what to watch is in [operations.md](operations.md). A histogram `NAME` is read as `NAME_bucket`, `NAME_sum` and
-`NAME_count`.
+what to watch is in [operations.md](operations.md). A worker of the [click streams](click-streams.md) serves those of
+streams/ on `http://127.0.0.1:9466/metrics` (`operations.host` and `streams.port`). A histogram `NAME` is read as
+`NAME_bucket`, `NAME_sum` and `NAME_count`.
 
 The encoder's process has the usual process metrics under `notellm_encoder_process_...`, memory among them
 (`notellm_encoder_process_resident_memory_bytes`); the updater's own are `process_...`.
@@ -135,6 +140,7 @@ def pages() -> dict[Path, str]:
         Path("docs/configuration.md"): configuration_page(),
         Path("docs/commands.md"): commands_page(),
         Path("docs/metrics.md"): metrics_page(),
+        Path("docs/schemas/click.json"): _json(click_schema()),
         Path("docs/schemas/note.json"): _json(note_schema()),
         Path("docs/schemas/note-vector.json"): _json(note_vector_schema()),
     }
@@ -199,12 +205,13 @@ class Metric:
 
 
 def metrics() -> list[Metric]:
-    """Every metric that is declared in consumers/, by name."""
+    """Every metric that is declared in consumers/ and streams/, by name."""
     return sorted(
         (
             metric
-            for file in sorted((REPOSITORY / "consumers").glob("*.py"))
-            for metric in _declared(file.name, ast.parse(file.read_text("utf-8")))
+            for folder in ("consumers", "streams")
+            for file in sorted((REPOSITORY / folder).glob("*.py"))
+            for metric in _declared(f"{folder}/{file.name}", ast.parse(file.read_text("utf-8")))
         ),
         key=lambda metric: metric.name,
     )
@@ -220,7 +227,7 @@ def metrics_page() -> str:
                 for label, values in metric.labels.items()
             ),
             metric.help,
-            f"[{metric.file}](../consumers/{metric.file})",
+            f"[{metric.file}](../{metric.file})",
         ]
         for metric in metrics()
     ]
@@ -233,6 +240,11 @@ def note_schema() -> dict[str, Any]:
     # -1 is the code's word for "missing", and no value that a message may have.
     del schema["properties"]["published_at"]["default"]
     return schema
+
+
+def click_schema() -> dict[str, Any]:
+    """JSON Schema of a click's value."""
+    return _schema(Click)
 
 
 def note_vector_schema() -> dict[str, Any]:
@@ -289,8 +301,15 @@ def _allowed(setting: str, schema: dict[str, Any]) -> str:
 
 
 def _commands() -> dict[str, Any]:
+    """``check``, ``pairs refresh``, ..."""
     group: Any = typer.main.get_command(app)
-    return dict(group.commands)
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        for below, inner in getattr(command, "commands", {}).items():
+            found[f"{name} {below}"] = inner
+        if not hasattr(command, "commands"):
+            found[name] = command
+    return found
 
 
 def _help_and_examples(text: str) -> tuple[str, str]:
@@ -315,12 +334,14 @@ def _kind(command: Any, parameter: Any) -> str:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if inspect.isclass(annotation) and issubclass(annotation, Enum):
+        return ", ".join(f"`{choice.value}`" for choice in annotation)
     wanted = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
     repeatable = get_origin(wanted[0]) is list or get_origin(annotation) is list
     inner = (get_args(wanted[0]) or wanted)[0] if repeatable else wanted[0]
     kind = {str: "text", int: "integer", float: "number", Path: "path", bool: "flag"}[inner]
     if parameter.min is not None:
-        kind += f", {parameter.min} to {parameter.max}"
+        kind += f", {parameter.min} to {parameter.max}" if parameter.max is not None else f", from {parameter.min}"
     return kind + (", repeatable" if repeatable else "")
 
 

@@ -19,13 +19,13 @@ def dead_letter_headers(
     stage: str,
     reason: str,
     error: Exception,
-    model_version: str,
+    model_version: str = "",
     connector: str = "notellm",
 ) -> list[tuple[str, bytes]]:
     """The headers that are added behind the record's own. All values are UTF-8 text, as Connect writes them.
 
     ``stage`` is Connect's: ``VALUE_CONVERTER`` for a record that is no note, ``TASK_PUT`` for a note that the model or
-    Milvus refused.
+    Milvus refused. There is no header for an empty ``model_version``: a click is of no model.
     """
     values = {
         _CONNECT + "topic": topic,
@@ -38,6 +38,6 @@ def dead_letter_headers(
         _CONNECT + "exception.class.name": f"{type(error).__module__}.{type(error).__qualname__}",
         _CONNECT + "exception.message": str(error),
         REASON: reason,
-        MODEL_VERSION: model_version,
+        **({MODEL_VERSION: model_version} if model_version else {}),
     }
     return [(name, value.encode("utf-8", "replace")) for name, value in values.items()]

@@ -12,6 +12,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,12 +23,16 @@ import typer
 from prometheus_client import REGISTRY
 
 import consumers
+import streams
 from commands.app import app
+from commands.demo_clicks_check import expect
+from commands.simulate import Truth
 from consumers.protocols import Row
 from notellm import dead_letter
+from notellm.clicks import Click, parse_click
 from notellm.errors import InvalidMessage, SettingsError
 from notellm.messages import LIMITS, Note, NoteRecord, parse_record
-from notellm.settings import load_settings, variable_names
+from notellm.settings import StreamsSettings, load_settings, variable_names
 from tests.conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -56,9 +61,11 @@ def generate() -> ModuleType:
 def command_parameters() -> Iterator[tuple[str, Any, Any]]:
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
-        for parameter in command.params:
-            if parameter.name != "help":
-                yield name, command, parameter
+        inner = getattr(command, "commands", None)
+        for full_name, each in [(name, command)] if inner is None else [(f"{name} {n}", c) for n, c in inner.items()]:
+            for parameter in each.params:
+                if parameter.name != "help":
+                    yield full_name, each, parameter
 
 
 class TestMadePages:
@@ -116,6 +123,9 @@ class TestEverythingIsDocumented:
     def test_metrics(self, generate: ModuleType) -> None:
         for module in pkgutil.iter_modules(consumers.__path__, "consumers."):
             importlib.import_module(module.name)
+        for module in pkgutil.iter_modules(streams.__path__, "streams."):
+            with suppress(ModuleNotFoundError):  # the Faust app has an environment of its own
+                importlib.import_module(module.name)
         declared = {metric.name.removesuffix("_total"): metric for metric in generate.metrics()}
         registered = {metric.name: metric for metric in REGISTRY.collect() if metric.name.startswith("notellm_")}
         assert set(declared) == set(registered)
@@ -126,7 +136,7 @@ class TestEverythingIsDocumented:
         assert [metric.name for metric in declared.values() if f"`{metric.name}`" not in page] == []
 
     def test_commands_and_options(self) -> None:
-        sections = dict(re.findall(r"^## notellm (\S+)\n(.*?)(?=^## |\Z)", text_of("commands.md"), re.DOTALL | re.M))
+        sections = dict(re.findall(r"^## notellm ([^\n]+)\n(.*?)(?=^## |\Z)", text_of("commands.md"), re.DOTALL | re.M))
         missing = []
         for name, _, parameter in command_parameters():
             flags = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
@@ -175,6 +185,14 @@ class TestMessages:
         assert f"{LIMITS.hashtags} of {LIMITS.hashtag} characters" in rows["hashtags"]
         assert f"{LIMITS.attributes} within {LIMITS.attributes_bytes} bytes" in rows["attributes"]
 
+    def test_example_click_passes_the_door_as_it_is(self) -> None:
+        section = text_of("messages.md").split("## A click")[1].split("\n## ")[0]
+        [example] = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+        assert msgspec.to_builtins(parse_click(b"u1", example.encode())) == json.loads(example)
+        assert re.findall(r"```json\n(.*?)```", text_of("click-streams.md"), re.DOTALL) == [example]
+        fields = re.findall(r"^\| `(\w+)` \|", section, re.M)
+        assert fields == [field.name for field in msgspec.structs.fields(Click)]
+
     def test_every_reason_of_a_dead_letter(self) -> None:
         assert set(reasons_in_the_code()) == {row[0].strip("`") for row in reason_rows()}
 
@@ -188,11 +206,45 @@ class TestMessages:
 
     def test_every_header_of_a_dead_letter(self) -> None:
         written = dead_letter.dead_letter_headers(
-            topic="notes", partition=0, offset=1, stage="", reason="", error=ValueError(), model_version=""
+            topic="notes", partition=0, offset=1, stage="", reason="", error=ValueError(), model_version="m"
         )
         section = text_of("messages.md").split("### Headers")[1]
         listed = re.findall(r"^\| `([\w.]+)` \|", section, re.M)
         assert listed == [*(name for name, _ in written), dead_letter.VALUE_OMITTED]
+
+
+class TestClickStreams:
+    def test_the_worked_example_is_what_the_formula_gives(self) -> None:
+        page = text_of("click-streams.md")
+        lines = re.findall(r'^\{"user_id": "u\d", .*\}$', page.split("## Pairs: the formula")[1], re.M)
+        clicks = [msgspec.json.decode(line, type=Click) for line in lines]
+        truth = [
+            Truth("click", click.clicked_at, click.user_id.encode(), line.encode())
+            for click, line in zip(clicks, lines, strict=True)
+        ]
+        pairs = expect(truth, 0, 10_000, clicks_per_day=200).pairs
+        assert len(pairs) == 4
+        for source, target, score in (
+            ("travel", "food", "0.8333"),
+            ("travel", "music", "0.3333"),
+            ("food", "travel", "0.3333"),
+        ):
+            units, _, rank = pairs[f"{source}-001", f"{target}-001"]
+            assert f"{units / 10**12:.4f}" == score
+            assert f"│ {score} │" in page
+            assert rank in (1, 2)
+
+    def test_every_rule_and_every_limit(self) -> None:
+        page, settings = text_of("click-streams.md"), StreamsSettings()
+        section = page.split("## What becomes of a record")[1].split("\n## ")[0]
+        outcomes = re.findall(r"^\| ([a-z ]+) \|", section, re.M)[1:]
+        assert outcomes == ["dead letter", "forget", "late", "future", "duplicate", "accepted", "evicted"]
+        assert (settings.allowed_lateness_s, settings.future_tolerance_s) == (86_400, 300), "a day, 5 minutes"
+        assert f"`streams.clicks_per_day` ({settings.clicks_per_day})" in section
+        assert f"`streams.session_timeout_s` ({settings.session_timeout_s} s)" in page
+        assert f"`streams.stall_s` ({settings.stall_s:.0f} s)" in page
+        assert f"127.0.0.1:{settings.port}/metrics" in page
+        assert f"127.0.0.1:{settings.port}/metrics" in text_of("metrics.md")
 
 
 class TestJourney:
@@ -243,7 +295,8 @@ def reason_rows() -> list[list[str]]:
 
 def reasons_in_the_code() -> Iterator[str]:
     """First argument of every InvalidMessage, and every literal ``reason=``."""
-    for file in [REPOSITORY / "notellm" / "messages.py", *sorted((REPOSITORY / "consumers").glob("*.py"))]:
+    doors = [REPOSITORY / "notellm" / name for name in ("decoding.py", "messages.py", "clicks.py")]
+    for file in [*doors, *sorted((REPOSITORY / "consumers").glob("*.py"))]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             match node:
                 case ast.Call(func=ast.Name(id="InvalidMessage"), args=[ast.Constant(value=str(reason)), *_]):

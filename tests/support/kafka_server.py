@@ -1,64 +1,20 @@
-"""One real Apache Kafka broker (KRaft) on loopback. ``make servers`` fetches its jars; it needs Java 17 or newer."""
+"""The real Kafka of the tests: the project's own, and what tests do to its topics."""
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from commands.embedded import free_port
-from commands.server_process import ServerProcess
-from notellm.errors import NoteLLMError
+from commands.real_kafka import RealKafka
 from tests.support.missing import missing
 
 __all__ = ["KafkaElsewhere", "KafkaServer"]
 
-_SETTINGS = """\
-process.roles=broker,controller
-node.id=1
-controller.listener.names=CONTROLLER
-controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-log.dirs={data}
-# One broker: nothing can have two copies.
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-# After a kill -9 the next start waits until the killed one's session is over.
-broker.session.timeout.ms=3000
-broker.heartbeat.interval.ms=500
-# A test does not wait for a second member.
-group.initial.rebalance.delay.ms=0
-auto.create.topics.enable=false
-"""
 
-
-class KafkaServer(ServerProcess):
+class KafkaServer(RealKafka):
     """Its data, its settings and its log are in ``folder``."""
-
-    def __init__(self, jars: Path, folder: Path) -> None:
-        super().__init__("Kafka", folder / "kafka.log")
-        self.folder = folder
-        self._jars = jars
-        self._port, self._controller_port = free_port(), free_port()
-        self.bootstrap_servers = f"127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        settings = self.folder / "server.properties"
-        if not settings.exists():
-            self._format(settings)
-        admin = self._admin()
-        command = self._java("-Xmx512m", "kafka.Kafka", str(settings))
-        self._run(command, lambda: self._answers(admin), cwd=self.folder)
 
     def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
         """Returns once its partitions have leaders. ``config`` is the topic's own, ``cleanup.policy`` for instance."""
@@ -77,37 +33,6 @@ class KafkaServer(ServerProcess):
         while name in admin.list_topics(timeout=10).topics:
             assert time.monotonic() < deadline, f"topic {name} does not go"
             time.sleep(0.02)
-
-    def _format(self, settings: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = _SETTINGS.format(port=self._port, controller_port=self._controller_port, data=self.folder / "data")
-        unformatted = settings.with_suffix(".new")
-        unformatted.write_text(text)
-        # Any 16 bytes in URL-safe base64 are a cluster's id.
-        arguments = ("kafka.tools.StorageTool", "format", "-t", "bm90ZWxsbS10ZXN0cy0wMQ", "-c", str(unformatted))
-        done = subprocess.run(self._java(*arguments), capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode != 0:
-            raise NoteLLMError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
-        unformatted.rename(settings)
-
-    def _java(self, *arguments: str) -> list[str]:
-        return [
-            "java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
-            "-XX:TieredStopAtLevel=1",  # a few minutes of work do not pay for the second compiler
-            "-cp", f"{self._jars}/*", *arguments,
-        ]  # fmt: skip
-
-    def _admin(self) -> AdminClient:
-        # log_level: a broker that is just starting, or was just killed, is no news.
-        return AdminClient(
-            {"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "reconnect.backoff.max.ms": 500}
-        )
-
-    def _answers(self, admin: AdminClient) -> bool:
-        try:
-            return bool(admin.list_topics(timeout=0.5).brokers)
-        except KafkaException:
-            return False
 
     def _has_leaders(self, admin: AdminClient, name: str, partitions: int) -> bool:
         topic = admin.list_topics(name, timeout=10).topics[name]

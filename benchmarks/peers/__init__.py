@@ -1,0 +1,1 @@
+"""What ours are compared with."""
