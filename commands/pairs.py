@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -211,6 +212,8 @@ def refresh(
     )
     refreshing.check(job)
     log_to_console()
+    # What Kafka's client says of itself again and again, we say once.
+    logging.getLogger("streams.librdkafka").setLevel(logging.CRITICAL)
     _Runs(job).go(None if every is None else parse_every(every))
 
 

@@ -12,12 +12,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import faust
 import typer
+from aiokafka.errors import IllegalStateError  # type: ignore[import-not-found]
 from faust.transport.drivers.aiokafka import Consumer
 from faust.types import TP
 from faust.worker import Worker
@@ -25,7 +27,7 @@ from prometheus_client import start_http_server
 
 from notellm.errors import NoteLLMError
 from notellm.settings import CONFIG_VARIABLE, Settings, load_settings
-from streams.broker_credentials import broker_credentials, unheard_properties
+from streams.broker_credentials import BrokerCredentials, broker_credentials, unheard_properties
 from streams.click_table import ClickTable, Rules
 from streams.click_topics import TABLE, prepare_topics
 from streams.click_worker import ClickWorker
@@ -146,14 +148,14 @@ def run(settings: Settings, wrap: Callable[[Handle], Handle] = lambda handle: ha
     log.info("stopped; all that was done is committed")
 
 
-def _app(settings: Settings, credentials: Any) -> faust.App:
+def _app(settings: Settings, credentials: BrokerCredentials | None) -> faust.App:
     streams = settings.streams
     servers = [f"kafka://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")]
     session_s = streams.session_timeout_s
     return faust.App(
         streams.app_id,
         broker=servers,
-        broker_credentials=credentials,
+        broker_credentials=_faust_credentials(credentials),
         store="rocksdb://",
         datadir=str(streams.data),
         Monitor=_QuietMonitor,
@@ -174,6 +176,19 @@ def _app(settings: Settings, credentials: Any) -> faust.App:
     )
 
 
+def _faust_credentials(credentials: BrokerCredentials | None) -> Any:
+    if credentials is None:
+        return None
+    if not credentials.mechanism:
+        return faust.SSLCredentials(credentials.context)
+    return faust.SASLCredentials(
+        username=credentials.username,
+        password=credentials.password,
+        ssl_context=credentials.context,
+        mechanism=credentials.mechanism,
+    )
+
+
 async def _say_recovered() -> None:
     log.info("the changelog is read")
 
@@ -183,7 +198,7 @@ def _agent(app: faust.App, clicks_topic: str, worker: ClickWorker, handle: Handl
         clicks_topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", allow_empty=True
     )
 
-    @app.agent(topic, name="clicks")
+    @app.agent(topic, name="clicks")  # type: ignore[untyped-decorator]
     async def clicks(stream: Any) -> None:
         seen = 0
         async for event in stream.events():
@@ -193,12 +208,13 @@ def _agent(app: faust.App, clicks_topic: str, worker: ClickWorker, handle: Handl
                 if seen % _LOOK_EVERY == 0:
                     while worker.is_full:
                         await asyncio.sleep(_LOOK_EVERY_S)
-                    if record.generation_id != app.consumer_generation_id:
-                        continue  # the partitions were shared out anew meanwhile: it comes again
+                    if not app.flow_control.is_active() or record.generation_id != app.consumer_generation_id:
+                        continue  # the partitions are being shared out anew: it comes again, here or elsewhere
                 if not worker.expects(record):
                     back = worker.missing(record)
                     if back is not None:
-                        await app.consumer.seek(TP(clicks_topic, record.partition), back)
+                        with suppress(IllegalStateError):  # it is not ours any more
+                            await app.consumer.seek(TP(clicks_topic, record.partition), back)
                     continue
                 handle(record, -1 if record.timestamp is None else round(record.timestamp * 1000))
             except Exception:

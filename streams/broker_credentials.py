@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from typing import Any
-
-from faust import SASLCredentials, SSLCredentials
+from typing import Any, NamedTuple
 
 from notellm.errors import SettingsError
 
-__all__ = ["broker_credentials", "unheard_properties"]
+__all__ = ["BrokerCredentials", "broker_credentials", "unheard_properties"]
 
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -20,7 +18,16 @@ _HEARD = {
 }  # fmt: skip
 
 
-def broker_credentials(properties: Mapping[str, Any]) -> SASLCredentials | SSLCredentials | None:
+class BrokerCredentials(NamedTuple):
+    """No mechanism: encryption alone. No context: no encryption."""
+
+    context: ssl.SSLContext | None
+    mechanism: str = ""
+    username: str = ""
+    password: str = ""
+
+
+def broker_credentials(properties: Mapping[str, Any]) -> BrokerCredentials | None:
     """None where connections are plain.
 
     Raises :class:`SettingsError` for a property without which Faust's consumer could not connect.
@@ -41,13 +48,9 @@ def broker_credentials(properties: Mapping[str, Any]) -> SASLCredentials | SSLCr
             raise SettingsError(
                 f"kafka.properties: sasl.mechanism: {mechanism!r}; the Faust worker takes {', '.join(_MECHANISMS)}"
             )
-        return SASLCredentials(
-            username=str(properties.get("sasl.username", "")),
-            password=str(properties.get("sasl.password", "")),
-            ssl_context=context,
-            mechanism=mechanism,
-        )
-    return SSLCredentials(context) if context is not None else None
+        username, password = (str(properties.get(f"sasl.{name}", "")) for name in ("username", "password"))
+        return BrokerCredentials(context, mechanism, username, password)
+    return BrokerCredentials(context) if context is not None else None
 
 
 def unheard_properties(properties: Mapping[str, Any]) -> list[str]:

@@ -41,7 +41,7 @@ class Rows(Protocol):
         """As it was last written; -1 where it never was."""
 
     def write(self, changes: Mapping[bytes, bytes | None], stream_ms: int, changelog_offset: int | None) -> None:
-        """All of it or nothing; None deletes. The offset is the last one of these changes, None where there are none."""
+        """All or nothing; None deletes. The offset is that of the last of these changes, None where there are none."""
 
 
 class Rules(NamedTuple):
@@ -124,9 +124,8 @@ class ClickTable:
             self._days = {day for day in self._days if day >= self._first_day}
 
     def take(self) -> Mapping[bytes, bytes | None]:
-        """What has changed since the last time, for the changelog. The next one comes after :meth:`settle`."""
-        assert not self._sent
-        self._sent, self._open = self._open, {}
+        """What has changed, for the changelog; with what was taken and never settled, as its round was cut off."""
+        self._sent, self._open = {**self._sent, **self._open}, {}
         return self._sent
 
     def settle(self, changelog_offset: int | None) -> None:

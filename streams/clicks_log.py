@@ -32,7 +32,7 @@ class KafkaClicksLog:
     def start(self, partition: int) -> int:
         (place,) = self._consumer.committed([TopicPartition(self._topic, partition)], timeout=_ANSWER_SECONDS)
         low, _ = self._consumer.get_watermark_offsets(place, timeout=_ANSWER_SECONDS)
-        return max(place.offset, low)
+        return max(int(place.offset), int(low))
 
     def first_at(self, partition: int, offset: int) -> int | None:
         self._consumer.assign([TopicPartition(self._topic, partition, offset)])

@@ -17,7 +17,7 @@ __all__ = ["TopicLog"]
 
 _BROKER_SECONDS = 10.0
 _STALLED_SECONDS = 60.0
-_BATCH = 10_000
+_BATCH = 2_000
 
 
 class TopicLog:

@@ -42,7 +42,7 @@ _LIVE: Final = """
     SELECT note_id, title, content, hashtags, category, published_at, attributes
     FROM note_log SEMI JOIN last_record USING (partition, place) WHERE NOT deleted ORDER BY note_id
     """
-_BATCH: Final = 5_000
+_BATCH: Final = 1_000  # a note may be a megabyte
 _NAMED: Final = 5
 
 

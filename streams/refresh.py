@@ -17,12 +17,12 @@ from notellm.errors import NoteLLMError, SettingsError
 from notellm.settings import Settings
 from streams.changelog import stage_changelog
 from streams.click_files import stage_click_files
-from streams.click_log import stage_click_log
 from streams.cooccurrence import Found, PairEngine, PairOptions
 from streams.duckdb_engine import MEMORY_LIMIT, DuckDBEngine, check_memory_limit, connect, parquet
 from streams.live_notes import StagedNotes, stage_notes_file, stage_notes_topic
 from streams.measures import measure
 from streams.publishing import only_run, prune, publish
+from streams.raw_clicks import stage_raw_clicks
 from streams.report import refresh_reports
 from streams.snapshot import Engine, Snapshot, Window
 from streams.staging import StagedClicks, write_sorted
@@ -120,7 +120,7 @@ def _stage_clicks(
 ) -> StagedClicks:
     if job.clicks:
         return stage_click_files(connection, job.clicks, window, target, progress)
-    stage = stage_changelog if job.source == "changelog" else stage_click_log
+    stage = stage_changelog if job.source == "changelog" else stage_raw_clicks
     return stage(connection, job.settings, window, target, progress)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import rocksdb
+import rocksdb  # type: ignore[import-not-found]
 
 __all__ = ["OPTIONS", "RocksDBRows"]
 

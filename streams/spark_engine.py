@@ -43,6 +43,8 @@ __all__ = ["LOCAL", "SparkEngine", "spark_errors"]
 LOCAL: Final = "local[*]"
 # Tables that more than one query reads.
 _READ_AGAIN: Final = ("note_ids", "seen", "visits", "weights", "moments")
+_PARTITIONS: Final = "spark.sql.shuffle.partitions"
+_CLICKS_IN_PARTITION: Final = 100_000
 _LOOPBACK: Final = ("local", "spark://127.0.0.1", "spark://localhost")
 
 
@@ -113,7 +115,12 @@ class SparkEngine:
 def _find_pairs(
     spark: Any, clicks: Path, options: PairOptions, pairs: Path, progress: Callable[[float], None]
 ) -> Found:
-    spark.read.parquet(_address(clicks)).createOrReplaceTempView("clicks")
+    table = spark.read.parquet(_address(clicks))
+    table.createOrReplaceTempView("clicks")
+    if not spark.sparkContext.getConf().contains(_PARTITIONS):
+        # Spark's 200 are minutes of nothing for few clicks, and memory for many.
+        wanted = max(spark.sparkContext.defaultParallelism, table.count() // _CLICKS_IN_PARTITION)
+        spark.conf.set(_PARTITIONS, str(wanted))
     for table, sql in preparation(options):
         _view(spark, table, sql, keep=table in _READ_AGAIN)
     totals = spark.sql(totals_sql()).first()

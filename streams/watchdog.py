@@ -1,4 +1,4 @@
-"""Ends a worker whose clicks wait while nothing moves: Faust can hang without a word, so this is a thread of its own."""
+"""Ends a worker whose clicks wait while nothing moves. Faust can hang without a word: this is a thread of its own."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ class TestFaults:
         with pytest.raises(SourceError, match="the changelog's row of 'u1' is not one of ours"):
             log.refresh(tmp_path, "changelog")
         log.producer.produce(changelog_topic(log.settings.streams), b"{}", struct.pack(">I", 1) + b"\xff")
-        with pytest.raises(SourceError, match="the changelog's key .* is not one of ours"):
+        with pytest.raises(SourceError, match=r"the changelog's key .* is not one of ours"):
             log.refresh(tmp_path, "changelog")
 
     def test_the_command_names_a_topic_that_is_not_there(self, log: Log, tmp_path: Path) -> None:
@@ -281,6 +281,7 @@ class TestFaults:
         assert done.stderr.startswith(f"error: topic 'nobody-clicks-changelog' on {server}: ")
         assert done.stderr.count("\n") == 1
 
+    @pytest.mark.long  # the client tries for ten seconds
     def test_the_command_names_a_kafka_that_is_not_there(self, tmp_path: Path) -> None:
         done = run_command("pairs", "refresh", "--kafka", "127.0.0.1:1", "--out", str(tmp_path))
         assert done.returncode == 1

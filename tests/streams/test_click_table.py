@@ -62,10 +62,7 @@ def clicks_in(rows: dict[bytes, bytes]) -> set[tuple[str, str, int]]:
 
 
 def latest(changelog: list[tuple[bytes, bytes | None]]) -> dict[bytes, bytes]:
-    rows = {}
-    for key, row in changelog:
-        rows[key] = row
-    return {key: row for key, row in rows.items() if row is not None}
+    return {key: row for key, row in dict(changelog).items() if row is not None}
 
 
 @st.composite

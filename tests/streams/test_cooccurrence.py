@@ -64,9 +64,9 @@ class TestFormula:
         assert [target for _, target, *_ in pairs] == sorted(targets)[:10]
         assert len(targets) > 10
 
-    def test_a_third_is_cut_to_twelve_digits_and_summed_exactly(self, tmp_path: Path) -> None:
-        log = [(f"u{user}", note, at) for user in range(3) for at, note in enumerate("abc")]
-        assert run(tmp_path / "run", log)[1][0] == ("a", "b", 0.999999999999, 3, 1)
+    def test_a_sixth_is_cut_to_twelve_digits_and_summed_exactly(self, tmp_path: Path) -> None:
+        log = [(f"u{user}", note, at) for user in range(3) for at, note in enumerate("abcdef")]
+        assert run(tmp_path / "run", log)[1][0] == ("a", "b", 0.499999999998, 3, 1)
 
     def test_bounds_are_themselves_kept(self, tmp_path: Path) -> None:
         log = [("u", "a", 0), ("u", "b", 1)]

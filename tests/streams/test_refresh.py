@@ -33,7 +33,10 @@ CLICKS: list[Click] = [
     ("u3", "gone", END - 7 * DAY), ("u3", "cake", END - 2),
 ]  # fmt: skip
 NOTES: list[dict[str, Any]] = [
-    {"note_id": "tea", "title": "Tea", "hashtags": ["#Green"], "published_at": END - 1, "attributes": {"b": 1, "a": "x"}},
+    {
+        "note_id": "tea", "title": "Tea", "hashtags": ["#Green"], "published_at": END - 1,
+        "attributes": {"b": 1, "a": "x"},
+    },
     {"note_id": "cake", "title": "Cake", "published_at": END - 9 * DAY},
     {"note_id": "lonely", "title": "Nobody", "published_at": END - 2},
 ]  # fmt: skip
@@ -389,19 +392,28 @@ class TestCommand:
         for each in snapshots(job.out):
             read_snapshot(each.path)
 
-    def test_told_to_end_in_the_middle_it_writes_none(self, tmp_path: Path, job: Refresh) -> None:
+    @pytest.mark.parametrize(
+        ("more", "status", "last"),
+        [
+            (["--as-of", str(END)], 1, "error: stopped; no snapshot was written"),
+            (["--every", "1h"], 0, "stopped"),
+        ],
+        ids=["once", "every"],
+    )
+    def test_told_to_end_in_the_middle_it_writes_none(
+        self, tmp_path: Path, job: Refresh, more: list[str], status: int, last: str
+    ) -> None:
         many = [(f"u{at % 300}", f"n{at * at % 50_021}", END - 1 - at) for at in range(200_000)]
         clicks = write_clicks(many, tmp_path / "many.parquet")
         run = CommandProcess(
             tmp_path / "run.log", "pairs", "refresh", "--clicks", str(clicks), "--notes",
-            str(tmp_path / "notes.jsonl"), "--out", str(job.out), "--as-of", str(END), "--threads", "1",
+            str(tmp_path / "notes.jsonl"), "--out", str(job.out), "--window", "all", "--threads", "1", *more,
         )  # fmt: skip
         wait_until((job.out / ".work" / "found").exists, "the engine at work")
         os.kill(run.pid, signal.SIGTERM)
         wait_until(lambda: not run.is_running, "its end", 30)
-        assert run.stop() == 1
-        assert run.text().splitlines()[-1] == "error: stopped; no snapshot was written"
-        assert "Traceback" not in run.text()
+        assert run.stop() == status
+        assert run.text() == f"{last}\n"
         assert snapshots(job.out) == []
         assert not (job.out / ".work").exists()
 

@@ -72,7 +72,7 @@ def _print_rows(folder: str) -> None:
         items.seek_to_first()
         # Beside the rows stand keys of Faust's and ours, which begin with "__".
         rows.update({key.hex(): row.hex() for key, row in items if not key.startswith(b"__")})
-    print(json.dumps(rows))
+    sys.stdout.write(json.dumps(rows))
 
 
 def _run() -> None:
@@ -80,7 +80,7 @@ def _run() -> None:
     from streams.app import Handle, run
     from streams.kafka_writers import Source
 
-    pause_s, fail_on = float(os.environ.get("TEST_SECONDS_PER_CLICK", 0)), os.environ.get("TEST_FAIL_ON", "").encode()
+    pause_s, fail_on = float(os.environ.get("TEST_SECONDS_PER_CLICK", "0")), os.environ.get("TEST_FAIL_ON", "").encode()
 
     def wrap(handle: Handle) -> Handle:
         def slow_or_failing(record: Source, timestamp_ms: int) -> None:

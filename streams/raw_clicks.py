@@ -24,14 +24,14 @@ from streams.rules import DAY_MS, mistimed
 from streams.snapshot import TopicSource, Window
 from streams.staging import Batch, StagedClicks, write_parquet
 
-__all__ = ["stage_click_log"]
+__all__ = ["stage_raw_clicks"]
 
 log = logging.getLogger(__name__)
 
 _COLUMNS: Final = "partition INT, place BIGINT, user_id VARCHAR, note_id VARCHAR, clicked_at BIGINT"
 
 
-def stage_click_log(
+def stage_raw_clicks(
     connection: duckdb.DuckDBPyConnection,
     settings: Settings,
     window: Window,
