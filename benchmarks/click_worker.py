@@ -177,7 +177,7 @@ class Run:
         with closing(Consumer(settings)) as consumer:
             consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(PARTITIONS)])
             while ends < PARTITIONS:
-                for message in consumer.consume(10_000, timeout=10):
+                for message in consumer.consume(10_000, timeout=0.2):
                     if message.error() is not None:
                         ends += 1
                     else:
