@@ -9,10 +9,10 @@ BUNDLE := build/bundle
 SERVERS := build/servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup streams bundle servers demo demo-clicks dev test test-integration test-others test-long check docs bench clean
+.PHONY: help setup streams bundle servers demo demo-clicks dev test test-integration test-others test-long check docs bench bench-clicks clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(VENV)/ready ## Make .venv with everything (Python 3.11+; about 6 GB, minutes the first time)
 
@@ -97,6 +97,10 @@ docs: setup ## Write the pages that are made from the code
 
 bench: bundle ## Measure, and write build/benchmarks/*.json
 	$(BIN)/python -m benchmarks.encoder
+
+bench-clicks: setup streams servers ## The same for click streams: worker and engine (about 15 minutes)
+	$(BIN)/python -m benchmarks.click_worker
+	$(BIN)/python -m benchmarks.pairs
 
 clean: ## Remove build/, .venv and .venv-streams
 	rm -rf build $(VENV) $(STREAMS)

@@ -234,7 +234,7 @@ class _Runs:
             for _ in beats(every_s, self._stop):
                 self._try()
         except BaseException:
-            # In the middle of a query, DuckDB and Spark make errors of their own of the signal.
+            # In the middle of a query, DuckDB makes an error of its own of the signal.
             if not self._stop.is_set():
                 raise
         if every_s is None:
@@ -250,8 +250,6 @@ class _Runs:
         try:
             self._run()
         except (NoteLLMError, OSError) as error:
-            if self._stop.is_set():
-                raise
             when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
             line = "; ".join(str(error).splitlines())
             err.print(f"[red]{when}: this refresh failed:[/] {escape(line)}", highlight=False)

@@ -11,9 +11,8 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -261,22 +260,6 @@ def _consumer_class(worker: ClickWorker, clicks_topic: str) -> Any:
                 worker.committed(offsets)
             return bool(done)
 
-        async def wait_first(self, *waited: Any, timeout: float | None = None) -> Any:
-            """Faust waits for "delivered, or flow suspended" once a record, in two tasks that are over at once.
-
-            That is a third of all time. A coroutine that need not wait is over when it is first driven, and then
-            there is nothing to wait for.
-            """
-            delivery, suspended = waited if len(waited) == 2 else (None, None)
-            if timeout is not None or not (asyncio.iscoroutine(delivery) and asyncio.iscoroutine(suspended)):
-                return await super().wait_first(*waited, timeout=timeout)
-            try:
-                waits_for = delivery.send(None)
-            except StopIteration:
-                suspended.close()
-                return None
-            return await super().wait_first(_rest_of(delivery, waits_for), suspended)
-
         async def wait_empty(self) -> None:
             await super().wait_empty()
             # Faust closes the tables now, and then wants to commit once more.
@@ -294,32 +277,6 @@ def _consumer_class(worker: ClickWorker, clicks_topic: str) -> Any:
             log.info("partitions: %s", ", ".join(map(str, sorted(self.owned))) or "none")
 
     return ClickConsumer
-
-
-class _RestOf:
-    """A coroutine that was driven once already, and what it waits for."""
-
-    def __init__(self, coroutine: Any, waits_for: Any) -> None:
-        self._coroutine = coroutine
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        waits_for = self._waits_for
-        while True:
-            try:
-                sent = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - it is the coroutine's
-                step = partial(self._coroutine.throw, error)
-            else:
-                step = partial(self._coroutine.send, sent)
-            try:
-                waits_for = step()
-            except StopIteration as done:
-                return done.value
-
-
-async def _rest_of(coroutine: Any, waits_for: Any) -> Any:
-    return await _RestOf(coroutine, waits_for)
 
 
 def _of_topic(places: Iterable[TP], topic: str) -> frozenset[int]:

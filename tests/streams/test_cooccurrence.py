@@ -23,7 +23,7 @@ from tests.streams.logs import NOTES, OVERFLOWING, all_options, many_logs
 DAY = 86_400_000
 # One folder serves all the examples: each begins by emptying it.
 in_one_folder = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 
 

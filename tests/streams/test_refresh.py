@@ -14,7 +14,9 @@ from typing import Any
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
+from commands.app import app
 from notellm.errors import SettingsError
 from streams import refresh as refreshing
 from streams.cooccurrence import PairOptions
@@ -331,14 +333,15 @@ class TestWholeOrNot:
 
 
 class TestCommand:
-    def run(self, tmp_path: Path, *more: str) -> Any:
-        return run_command(
-            "pairs", "refresh", "--clicks", str(tmp_path / "clicks.jsonl"), "--notes", str(tmp_path / "notes.jsonl"),
-            "--out", str(tmp_path / "out"), "--as-of", str(END), *more,
-        )  # fmt: skip
+    def arguments(self, tmp_path: Path) -> list[str]:
+        return [
+            "refresh", "--clicks", str(tmp_path / "clicks.jsonl"), "--notes", str(tmp_path / "notes.jsonl"),
+            "--out", str(tmp_path / "out"), "--as-of", str(END),
+        ]  # fmt: skip
 
     def test_prints_what_it_made(self, job: Refresh, tmp_path: Path) -> None:
-        done = self.run(tmp_path, "--max-distance", "1", "--session-gap", "2h", "--symmetric", "--top", "3")
+        more = ["--max-distance", "1", "--session-gap", "2h", "--symmetric", "--top", "3"]
+        done = run_command("pairs", *self.arguments(tmp_path), *more)
         assert done.returncode == 0, done.stderr
         [written] = snapshots(job.out)
         assert str(written.path) in done.stdout
@@ -359,8 +362,9 @@ class TestCommand:
         ],
     )
     def test_refuses_in_one_line(self, job: Refresh, tmp_path: Path, more: list[str], complaint: str) -> None:
-        done = self.run(tmp_path, *more)
-        assert done.returncode == 1
+        # In this process: it ends before it begins.
+        done = CliRunner().invoke(app, ["pairs", *self.arguments(tmp_path), *more])
+        assert done.exit_code == 1
         assert done.stderr.startswith(f"error: {complaint}")
         assert done.stderr.count("\n") == 1
         assert not job.out.exists() or snapshots(job.out) == []
