@@ -6,9 +6,11 @@ The log is read by hand in :mod:`tests.support.click_log`, which knows nothing o
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -16,7 +18,11 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from commands.embedded import free_port
-from tests.conftest import missing
+from notellm.settings import KafkaSettings, Settings, StreamsSettings
+from streams.refresh import Refresh, refresh
+from streams.rules import DAY_MS
+from tests.conftest import REPOSITORY, missing
+from tests.streams.formula import Pair, formula, read_pairs
 from tests.support.click_log import (
     BOT,
     Draft,
@@ -38,6 +44,8 @@ pytestmark = pytest.mark.integration
 PARTITIONS = 4
 RECORDS = 3000
 LIMITS = Limits()
+# The log ends now, but for clocks that are a minute ahead.
+AS_OF = int(time.time() * 1000) + 3_600_000
 UNEXPECTED, STALLED = 70, 75
 SLOW = {"TEST_SECONDS_PER_CLICK": "0.003"}
 _CONNECT = "__connect.errors."
@@ -114,6 +122,27 @@ class Clicks:
             assert headers["notellm.reason"]
         assert places == expected.dead_letters
 
+    def pairs(self, source: Literal["changelog", "topic"]) -> list[Pair]:
+        """Those of a refresh that reads what the workers, or whoever published, left."""
+        limits = {
+            "clicks_topic": self.topic,
+            "app_id": self.topic,
+            "window_days": LIMITS.window_days,
+            "allowed_lateness_s": LIMITS.lateness_ms // 1000,
+            "future_tolerance_s": LIMITS.tolerance_ms // 1000,
+            "clicks_per_day": LIMITS.clicks_per_day,
+        }
+        settings = Settings(
+            kafka=KafkaSettings(bootstrap_servers=self.kafka.bootstrap_servers), streams=StreamsSettings(**limits)
+        )
+        notes = REPOSITORY / "data" / "notes.jsonl"
+        window = f"{LIMITS.window_days}d"
+        out = self._folder / source
+        snapshot = refresh(
+            Refresh(out=out, source=source, notes=notes, window=window, as_of=AS_OF, settings=settings, threads=2)
+        )
+        return read_pairs(snapshot.pairs_path)
+
     def end(self) -> None:
         for worker in self._started:
             worker.kill()
@@ -154,6 +183,10 @@ def test_workers_are_killed_and_others_take_over(clicks: Clicks) -> None:
     wait_until(lambda: has_partitions(on_an_empty_disk), "the new one to have partitions")
     clicks.judge(expected)
     assert (on_its_own_disk.stop(), on_an_empty_disk.stop()) == (0, 0)
+    for source in ("changelog", "topic"):
+        assert clicks.pairs(source) == formula(
+            click for click in expected.left if AS_OF - LIMITS.window_days * DAY_MS <= click[2] < AS_OF
+        )
 
     # Whoever comes next finds all of it in the changelog.
     heir = clicks.start("heir")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from streams.refresh import Refresh, refresh
 from streams.snapshot import Snapshot
 from tests.streams.formula import read_pairs
+
+ENGINES: tuple[Literal["duckdb"], Literal["spark"]] = ("duckdb", "spark")
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,26 @@ def office() -> Path:
         # Not part of the project, so no failure anywhere.
         pytest.skip("TEST_DATA does not name a folder with amazon-office")
     return folder
+
+
+@pytest.mark.long  # half a minute of Spark; the default tests hold it against DuckDB on logs of every kind
+def test_spark_finds_the_same(office: Path, tmp_path: Path) -> None:
+    for as_of in (1_500_000_000_000, 2_000_000_000_000):
+        by_duckdb, by_spark = (
+            refresh(
+                Refresh(
+                    out=tmp_path / engine,
+                    clicks=(office / "clicks.jsonl",),
+                    notes=office / "notes.jsonl",
+                    window="all",
+                    as_of=as_of,
+                    engine=engine,
+                    spark_master="local[2]",
+                )
+            )
+            for engine in ENGINES
+        )
+        assert by_spark.manifest.files == by_duckdb.manifest.files
 
 
 def snapshot(office: Path, out: Path, as_of: int) -> Snapshot:
