@@ -10,8 +10,8 @@ A record of ``note-clicks`` is, in this order:
 5. accepted. Of one user and one UTC day only the newest ``clicks_per_day`` stay, by (clicked_at, note_id): what falls
    out is ``evicted``, the click itself perhaps.
 
-The app's table ends somewhere: a click of a day that has left it (:class:`streams.click_table.ClickTable`) is ``expired``,
-which no window of a refresh can tell.
+The app's table ends somewhere: a click of a day that has left it (:class:`streams.click_table.ClickTable`) is
+``expired``. No window of a refresh reaches so far.
 
 What is left after a sequence of records is, for each user after the last forget, the newest ``clicks_per_day`` distinct
 clicks of each day: the same whatever the order of its clicks, and whether a part of it was read twice.
