@@ -6,6 +6,7 @@ All of it runs in a network of its own (see :mod:`tests.support.private_network`
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -151,6 +152,20 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("NOTELLM_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def log_levels_stay() -> Iterator[None]:
+    """A command that runs inside this process quietens what it does not want to hear, for good."""
+
+    def ours() -> list[logging.Logger]:
+        names = list(logging.root.manager.loggerDict)
+        return [logging.getLogger(name) for name in names if name.split(".")[0] in ("commands", "consumers", "streams")]
+
+    before = {logger.name: logger.level for logger in ours()}
+    yield
+    for logger in ours():
+        logger.setLevel(before.get(logger.name, logging.NOTSET))
 
 
 @pytest.fixture
