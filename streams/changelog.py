@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,13 @@ from streams.click_topics import changelog_topic
 from streams.day_row import read_row, user_and_day
 from streams.errors import SourceError
 from streams.kafka_log import TopicLog
-from streams.rules import day_of
+from streams.rules import DAY_MS, day_of
 from streams.snapshot import ChangelogSource, Window
 from streams.staging import CLICKS, Batch, StagedClicks, write_parquet
 
 __all__ = ["stage_changelog"]
+
+log = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE: Final = 20_000
 
@@ -33,6 +36,12 @@ def stage_changelog(
 
     ``read`` counts the clicks of those days that the window touches.
     """
+    if window.start < window.end - settings.streams.window_days * DAY_MS:
+        log.warning(
+            "the window is longer than the %d days that the click app keeps (streams.window_days): older clicks are not "
+            "in its changelog; --source topic reads what the raw topic still has",
+            settings.streams.window_days,
+        )
     first, last = day_of(window.start), day_of(max(window.end - 1, 0))
     connection.execute("CREATE TABLE rows (partition INT, place BIGINT, key BLOB, value BLOB)")
     rows = Batch(connection, "rows")

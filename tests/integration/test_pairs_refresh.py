@@ -213,6 +213,15 @@ class TestSources:
         assert written.statistics.read == 2
         assert len(read_pairs(written.pairs_path)) == 1
 
+    def test_a_window_longer_than_the_apps_is_warned_of(
+        self, log: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log.click("u1", "n1", END - 1)
+        for window, source, warned in (("7d", "changelog", False), ("8d", "changelog", True), ("8d", "topic", False)):
+            caplog.clear()
+            log.refresh(tmp_path / f"{window}-{source}", source, window=window)
+            assert ("longer than the 7 days" in caplog.text) == warned
+
 
 class TestForget:
     def test_takes_the_user_out_of_both(self, log: Log, tmp_path: Path) -> None:
