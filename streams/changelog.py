@@ -38,7 +38,7 @@ def stage_changelog(
     """
     if window.start < window.end - settings.streams.window_days * DAY_MS:
         log.warning(
-            "the window is longer than the %d days that the click app keeps (streams.window_days): older clicks are not "
+            "the window is longer than the %d days that the app keeps (streams.window_days): older clicks are not "
             "in its changelog; --source topic reads what the raw topic still has",
             settings.streams.window_days,
         )
