@@ -31,6 +31,7 @@ from notellm.errors import NoteLLMError
 from notellm.messages import Note
 from notellm.settings import Settings, load_settings, variable_names
 from streams.report import report_path
+from streams.rules import DAY_MS
 from streams.snapshot import Snapshot, latest_snapshot
 from streams.snapshot_queries import hubs, questions
 
@@ -38,7 +39,6 @@ __all__ = ["demo_clicks"]
 
 _STREAMS_PYTHON = Path(".venv-streams/bin/python")
 _USERS, _CLICKS, _DAYS, _FORGETS = 1_000, 20_000, 7, 5
-_DAY_MS = 86_400_000
 _UNIT = 10**12
 _PATIENCE_S = 300.0
 _LOOK_S = 0.2
@@ -62,7 +62,7 @@ def demo_clicks(notes_file: Path, work: Path, kafka: str | None) -> None:
             users=_USERS,
             clicks=_CLICKS,
             forgets=_FORGETS,
-            start_ms=end_ms - _DAYS * _DAY_MS,
+            start_ms=end_ms - _DAYS * DAY_MS,
             end_ms=end_ms,
             allowed_lateness_ms=settings.streams.allowed_lateness_s * 1000,
             future_tolerance_ms=settings.streams.future_tolerance_s * 1000,
@@ -114,8 +114,7 @@ class _Worker(ServerProcess):
     def check(self) -> None:
         """Raises :class:`NoteLLMError`, with the end of its log, when it has ended."""
         if not self.is_running:
-            tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-20:])
-            raise NoteLLMError(f"{self.name} has ended; the end of {self.log}:\n{tail}")
+            raise NoteLLMError(f"{self.name} has ended; the end of {self.log}:\n{self.end_of_log()}")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from commands.options import ConfigOption, KafkaOption, settings_from
 from commands.pairs_diff import diff
 from commands.pairs_report import report
 from commands.pairs_show import show
-from notellm.errors import NoteLLMError, SettingsError
+from notellm.errors import NoteLLMError
 from streams.cooccurrence import PairOptions
 from streams.errors import EngineError
 from streams.schedule import beats, parse_every
@@ -198,7 +198,7 @@ def refresh(
             max_score=max_score,
             top=top,
             max_distance=max_distance,
-            session_gap_ms=None if session_gap is None else _gap_ms(session_gap),
+            session_gap_ms=None if session_gap is None else int(parse_every(session_gap, "--session-gap") * 1000),
             symmetric=symmetric,
             max_notes_per_user=max_notes_per_user,
         ),
@@ -287,13 +287,6 @@ def _job_module() -> Any:
     except ModuleNotFoundError as error:
         raise EngineError(f"{error.name} is not installed; install the extra: pip install 'notellm[pairs]'") from None
     return module
-
-
-def _gap_ms(text: str) -> int:
-    try:
-        return int(parse_every(text) * 1000)
-    except SettingsError as error:
-        raise SettingsError(str(error).replace("--every", "--session-gap")) from None
 
 
 def _progress() -> Progress:

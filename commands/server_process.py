@@ -57,9 +57,11 @@ class ServerProcess(ABC):
         while not answers():
             if not self.is_running or time.monotonic() > deadline:
                 self.kill()
-                tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-_LINES_OF_LOG:])
-                raise NoteLLMError(f"{self.name} did not start; the end of {self.log}:\n{tail}")
+                raise NoteLLMError(f"{self.name} did not start; the end of {self.log}:\n{self.end_of_log()}")
             time.sleep(0.1)
+
+    def end_of_log(self) -> str:
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-_LINES_OF_LOG:])
 
     @property
     def is_running(self) -> bool:

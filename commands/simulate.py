@@ -24,6 +24,7 @@ from commands.options import ConfigOption, KafkaOption, settings_from
 from commands.publisher import RecordPublisher
 from notellm.errors import NoteLLMError
 from notellm.settings import Settings
+from streams.rules import DAY_MS
 
 __all__ = ["Tell", "Truth", "publish_clicks", "read_truth", "simulate_app", "truth_file"]
 
@@ -32,7 +33,6 @@ simulate_app = typer.Typer(name="simulate", help="Make up what people would do."
 # The record, and the partition and offset that it has now.
 Tell: TypeAlias = Callable[[SimulatedRecord, int, int], None]
 
-_DAY_MS = 86_400_000
 _STEP = 500
 
 
@@ -215,10 +215,10 @@ def read_truth(file: Path) -> Iterator[Truth]:
 def _stretch(as_of: str | None, start: str | None, days: int) -> tuple[int, int]:
     if start is None:
         end = parse_moment(as_of or "now", "--as-of")
-        begin = end - days * _DAY_MS
+        begin = end - days * DAY_MS
     elif as_of is None:
         begin = parse_moment(start, "--start")
-        end = begin + days * _DAY_MS
+        end = begin + days * DAY_MS
     else:
         raise NoteLLMError("--start: with --as-of there is one too many; --days says how far apart the two are")
     if begin < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from prometheus_client import Counter
@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from consumers.errors import UpdaterError
 from consumers.kafka_client import client_properties, make_client
 from consumers.protocols import Record
-from notellm.dead_letter import VALUE_OMITTED, dead_letter_headers
+from notellm.dead_letter import DeadLetter, dead_letter_headers
 from notellm.settings import KafkaSettings
 
 __all__ = ["KafkaDeadLetters"]
@@ -22,24 +22,10 @@ log = logging.getLogger(__name__)
 
 DEAD_LETTERS = Counter("notellm_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 
-Headers = tuple[tuple[str, bytes | None], ...]
-
 
 @dataclass(frozen=True)
-class _Letter:
-    key: bytes | None
-    value: bytes | None
-    theirs: Headers
-    ours: Headers
+class _Letter(DeadLetter):
     delivered: Callable[[], None]
-
-    def smaller(self) -> _Letter | None:
-        """Without its value; where that was not enough, without all that strangers wrote; then there is no less."""
-        if self.value is not None:
-            return replace(self, value=None, ours=(*self.ours, (VALUE_OMITTED, str(len(self.value)).encode())))
-        if self.key is not None or self.theirs:
-            return replace(self, key=None, theirs=())
-        return None
 
 
 class KafkaDeadLetters:

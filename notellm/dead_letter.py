@@ -1,14 +1,37 @@
-"""Headers of a dead letter: Kafka Connect's own names (KIP-298), so that existing tools read them, and two of ours."""
+"""A dead letter and its headers: Kafka Connect's own names (KIP-298), so that existing tools read them, and ours."""
 
 from __future__ import annotations
 
-__all__ = ["MODEL_VERSION", "REASON", "VALUE_OMITTED", "dead_letter_headers"]
+from dataclasses import dataclass, replace
+from typing import Self
+
+__all__ = ["MODEL_VERSION", "REASON", "VALUE_OMITTED", "DeadLetter", "Headers", "dead_letter_headers"]
+
+Headers = tuple[tuple[str, bytes | None], ...]
 
 REASON = "notellm.reason"
 MODEL_VERSION = "notellm.model_version"
 VALUE_OMITTED = "notellm.value.omitted.bytes"
 
 _CONNECT = "__connect.errors."
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """The record as it came, its own headers first and ours behind them."""
+
+    key: bytes | None
+    value: bytes | None
+    theirs: Headers
+    ours: Headers
+
+    def smaller(self) -> Self | None:
+        """Without its value; where that was not enough, without all that strangers wrote; then there is no less."""
+        if self.value is not None:
+            return replace(self, value=None, ours=(*self.ours, (VALUE_OMITTED, str(len(self.value)).encode())))
+        if self.key is not None or self.theirs:
+            return replace(self, key=None, theirs=())
+        return None
 
 
 def dead_letter_headers(

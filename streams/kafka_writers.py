@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from prometheus_client import Counter
 
-from notellm.dead_letter import VALUE_OMITTED, dead_letter_headers
+from notellm.dead_letter import DeadLetter, Headers, dead_letter_headers
 from notellm.errors import InvalidMessage
 from notellm.settings import Settings
 from streams.click_topics import changelog_topic, make_client
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 CHANGELOG_RECORDS = Counter("notellm_click_changelog_records_total", "Rows and tombstones written to the changelog.")
 CHANGELOG_BYTES = Counter("notellm_click_changelog_bytes_total", "Bytes of their keys and values.")
 DEAD_LETTERS = Counter("notellm_click_dead_letters_total", "Records sent to the clicks' dead-letter topic.", ["reason"])
-
-Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Source(Protocol):
@@ -123,20 +121,8 @@ class KafkaChangelog:
 
 
 @dataclass(frozen=True)
-class _Letter:
+class _Letter(DeadLetter):
     number: int
-    key: bytes | None
-    value: bytes | None
-    theirs: Headers
-    ours: Headers
-
-    def smaller(self) -> _Letter | None:
-        """Without its value; where that was not enough, without all that strangers wrote; then there is no less."""
-        if self.value is not None:
-            return replace(self, value=None, ours=(*self.ours, (VALUE_OMITTED, str(len(self.value)).encode())))
-        if self.key is not None or self.theirs:
-            return replace(self, key=None, theirs=())
-        return None
 
 
 class KafkaDeadLetters:
@@ -176,7 +162,7 @@ class KafkaDeadLetters:
         )
         theirs = _pairs(record.headers)
         self._waiting[self.sent] = None
-        self._produce(_Letter(self.sent, record.key, record.value, theirs, tuple(ours)))
+        self._produce(_Letter(record.key, record.value, theirs, tuple(ours), self.sent))
         self.sent += 1
 
     def poll(self) -> int:

@@ -15,11 +15,11 @@ __all__ = ["beats", "parse_every"]
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def parse_every(text: str) -> float:
-    """Seconds. Raises :class:`SettingsError`."""
+def parse_every(text: str, option: str = "--every") -> float:
+    """Seconds. Raises :class:`SettingsError` that names the option."""
     found = re.fullmatch(r"([1-9]\d{0,5})([smhd])", text, re.ASCII)
     if found is None:
-        raise SettingsError(f"--every: {text!r} is not allowed: a time is, such as 30s, 15m, 1h or 1d")
+        raise SettingsError(f"{option}: {text!r} is not allowed: a time is, such as 30s, 15m, 1h or 1d")
     return int(found[1]) * _UNITS[found[2]]
 
 
