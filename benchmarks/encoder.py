@@ -20,16 +20,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from export.checkpoint import SMOLLM2, Checkpoint, load_checkpoint
+from export.checkpoint import Checkpoint, load_checkpoint
 from notellm.encoder import NoteEncoder
 from notellm.messages import Note, NoteRecord, parse_record
 from notellm.prompt import Prompt
+from training.base_model import SMOLLM2
 
 RESULTS = Path("build/benchmarks")
 
 
 def main(
-    bundle: Annotated[Path, typer.Option(help="A bundle exported from smollm2.")] = Path("build/bundle"),
+    bundle: Annotated[Path, typer.Option(help="A bundle exported from smollm2.")] = Path("build/bundles/default"),
     notes: Annotated[Path, typer.Option(help="Notes, JSON Lines.")] = Path("data/notes.jsonl"),
     rounds: Annotated[int, typer.Option(min=3, help="How often each is timed.")] = 5,
 ) -> None:

@@ -29,13 +29,13 @@ from commands.demo_script import FEWEST_NOTES, Publication, demo_script
 from commands.embedded import MilvusLite
 from commands.encoders import open_encoder
 from commands.ledger import Ledger
-from commands.note_file import read_notes
 from commands.publisher import NotePublisher
 from consumers.protocols import Encoder
 from consumers.service import updater_service
 from notellm.bundle import Manifest, read_manifest
 from notellm.errors import NoteLLMError
 from notellm.messages import Note, NoteRecord, parse_record
+from notellm.note_file import read_notes
 from notellm.settings import Settings, load_settings
 
 __all__ = ["demo"]
@@ -52,7 +52,7 @@ def demo(
     bundle: Annotated[
         Path,
         typer.Option(help="The bundle; exported from smollm2 where it is not there.", envvar="NOTELLM_ENCODER_BUNDLE"),
-    ] = Path("build/bundle"),
+    ] = Path("build/bundles/default"),
     work: Annotated[
         Path, typer.Option(help="Milvus's data, the ledger and report.json.", envvar="NOTELLM_CLI_WORK")
     ] = Path("build/demo"),

@@ -22,13 +22,13 @@ from commands.click_simulation import KINDS, Kind, Plan, simulate_clicks
 from commands.console import err, fail, out
 from commands.demo_clicks_check import Expected, expect
 from commands.demo_kafka import demo_clicks_kafka
-from commands.note_file import read_notes
 from commands.pairs_show import show_note
 from commands.server_process import ServerProcess
 from commands.simulate import Truth, publish_clicks, read_truth, truth_file
 from consumers.kafka_client import client_properties, make_client
 from notellm.errors import NoteLLMError
 from notellm.messages import Note
+from notellm.note_file import read_notes
 from notellm.settings import Settings, load_settings, variable_names
 from streams.report import report_path
 from streams.rules import DAY_MS

@@ -19,10 +19,10 @@ from rich.table import Table
 from commands.click_simulation import KINDS, Kind, Plan, SimulatedRecord, simulate_clicks
 from commands.console import err, out
 from commands.moments import parse_moment, say_moment
-from commands.note_file import read_notes
 from commands.options import ConfigOption, KafkaOption, settings_from
 from commands.publisher import RecordPublisher
 from notellm.errors import NoteLLMError
+from notellm.note_file import read_notes
 from notellm.settings import Settings
 from streams.rules import DAY_MS
 

@@ -41,11 +41,13 @@ from notellm.bundle import (
     describe_files,
     write_manifest,
 )
+from notellm.categories import default_categories
 from notellm.encoder import plan_answers
 from notellm.errors import BundleError, ProviderMissing
 from notellm.graph_session import GraphSession
 from notellm.parity import prove_session
-from notellm.prompt import PromptBuilder, PromptLimits, Template
+from notellm.prompt import PromptBuilder, PromptLimits, Template, load_template
+from training.checkpoint_folder import PromptChoice
 
 __all__ = ["NEEDS", "ExportPlan", "Needs", "build_bundle"]
 
@@ -56,13 +58,17 @@ _PACKAGES = (torch, transformers, onnx, onnxruntime, tokenizers)
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export, and how its notes are read. ``provider`` is where the bundle is meant to run."""
+    """What to export, and where the bundle is meant to run.
+
+    ``template``, ``categories`` and ``prompt_limits`` say how notes are read. What is None is as the checkpoint was
+    trained, or else as ships.
+    """
 
     source: str
     out: Path
-    template: Template
-    categories: list[str]
-    prompt_limits: PromptLimits = field(default_factory=PromptLimits)
+    template: Template | None = None
+    categories: list[str] | None = None
+    prompt_limits: PromptLimits | None = None
     tag_limits: TagLimits = field(default_factory=TagLimits)
     precision: Precision = "fp32"
     provider: Literal["cpu", "cuda"] = "cpu"
@@ -154,8 +160,20 @@ def _state_needs(checkpoint: Checkpoint, plan: ExportPlan, say: Say) -> None:
         raise ExportError(f"--out {plan.out}: {free / 1e9:.1f} GB are free there, {disk / 1e9:.1f} GB are needed")
 
 
+def _prompt_of(plan: ExportPlan, trained: PromptChoice | None) -> PromptChoice:
+    usual = trained or PromptChoice(
+        template=load_template("en"), limits=PromptLimits(), categories=default_categories()
+    )
+    return PromptChoice(
+        template=plan.template or usual.template,
+        limits=plan.prompt_limits or usual.limits,
+        categories=plan.categories or usual.categories,
+    )
+
+
 def _draft(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
     """The manifest but for what only the finished files can say."""
+    prompt = _prompt_of(plan, checkpoint.description.prompt if checkpoint.description else None)
     config = checkpoint.model.base.config.get_text_config()
     names = checkpoint.architecture
     layers = int(getattr(config, names.layers))
@@ -165,10 +183,10 @@ def _draft(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
         model_version=model_version(
             checkpoint.model,
             tokenizer_json=(work / TOKENIZER).read_bytes(),
-            template=plan.template,
-            prompt_limits=plan.prompt_limits,
+            template=prompt.template,
+            prompt_limits=prompt.limits,
             tag_limits=plan.tag_limits,
-            categories=plan.categories,
+            categories=prompt.categories,
             token_ids=checkpoint.token_ids,
             settings={name: getattr(config, name, None) for name in names.decisive},
             precision=plan.precision,
@@ -184,10 +202,10 @@ def _draft(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
         max_positions=max_positions(names, config),
         precision=plan.precision,
-        template=plan.template,
-        categories=plan.categories,
+        template=prompt.template,
+        categories=prompt.categories,
         token_ids=checkpoint.token_ids,
-        prompt_limits=plan.prompt_limits,
+        prompt_limits=prompt.limits,
         tag_limits=plan.tag_limits,
         inputs=["input_ids", "attention_mask", "position_ids", "last_index", *kv_names("past_key_values", layers)],
         outputs=["note_embedding", "logits", *kv_names("present", layers)],

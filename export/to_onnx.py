@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from notellm.bundle import ParityReport, Precision
+from notellm.categories import read_categories
 from notellm.errors import NoteLLMError
 from notellm.prompt import PromptLimits, load_template
 
 __all__ = ["export"]
-
-_DEFAULT_CATEGORIES = Path(__file__).resolve().parent.parent / "notellm" / "templates" / "categories.txt"
 
 
 def export(
@@ -61,17 +59,32 @@ def export(
         ),
     ] = "traced",
     categories: Annotated[
-        Path, typer.Option(help="A file with one category per line.", envvar="NOTELLM_EXPORT_CATEGORIES")
-    ] = _DEFAULT_CATEGORIES,
-    template: Annotated[
-        str, typer.Option(help="Language of the prompt: en or zh.", envvar="NOTELLM_EXPORT_TEMPLATE")
-    ] = "en",
-    note_tokens: Annotated[
-        int,
+        Path | None,
         typer.Option(
-            min=16, max=4096, help="Tokens that the prompt reads of a note.", envvar="NOTELLM_EXPORT_NOTE_TOKENS"
+            help="A file with one category per line. Default: those that the checkpoint was trained with, or the 16 "
+            "that ship.",
+            envvar="NOTELLM_EXPORT_CATEGORIES",
+            show_default=False,
         ),
-    ] = PromptLimits().note,
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Language of the prompt: en or zh. Default: the checkpoint's, or en.",
+            envvar="NOTELLM_EXPORT_TEMPLATE",
+            show_default=False,
+        ),
+    ] = None,
+    note_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            max=4096,
+            help=f"Tokens that the prompt reads of a note. Default: the checkpoint's, or {PromptLimits().note}.",
+            envvar="NOTELLM_EXPORT_NOTE_TOKENS",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle that is there.", envvar="NOTELLM_EXPORT_FORCE")
     ] = False,
@@ -80,15 +93,15 @@ def export(
 
     \b
     Examples:
-      python export/to_onnx.py --model smollm2 --out build/bundle
+      python export/to_onnx.py --model smollm2 --out build/bundles/default
       python export/to_onnx.py --model smollm2 --out build/small --precision int8
       notellm export --model ./my-llama --out bundles/mine --template zh
       notellm export --model checkpoints/mine --out bundles/gpu --precision fp16 --provider cuda
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     console = Console(stderr=True)
     try:
-        prompt_template = load_template(template)
-        names = read_categories(categories)
+        prompt_template = None if template is None else load_template(template)
+        names = None if categories is None else read_categories(categories)
     except NoteLLMError as error:
         _fail(console, str(error))
     try:
@@ -103,7 +116,7 @@ def export(
             out=out,
             template=prompt_template,
             categories=names,
-            prompt_limits=PromptLimits(note=note_tokens),
+            prompt_limits=None if note_tokens is None else PromptLimits(note=note_tokens),
             precision=precision,
             provider=provider,
             graph=graph,
@@ -127,24 +140,6 @@ def export(
     )
     if manifest.recipe:
         console.print(f"recipe: {manifest.recipe}", highlight=False)
-
-
-def read_categories(file: Path) -> list[str]:
-    """One category per line; blank lines are skipped. Raises :class:`NoteLLMError`.
-
-    Two that differ only in case or Unicode form are refused: a tokenizer may make the same ids of both.
-    """
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise NoteLLMError(f"--categories {file}: cannot be read as UTF-8 text: {error}") from None
-    found = [line for line in lines if line]
-    folded = [unicodedata.normalize("NFKC", line).casefold() for line in found]
-    twice = [line for line, key in zip(found, folded, strict=True) if folded.count(key) > 1]
-    if not found or twice or max(map(len, found)) > 128:
-        wrong = f"{twice[0]!r} stands there twice" if twice else "no line, or one of more than 128 characters"
-        raise NoteLLMError(f"--categories {file}: {wrong}; allowed are distinct lines of 1 to 128 characters")
-    return found
 
 
 def parity_table(report: ParityReport) -> Table:

@@ -126,7 +126,7 @@ class MilvusSettings(_Section):
 class EncoderSettings(_Section):
     """The model."""
 
-    bundle: Path = Field(Path("build/bundle"), description="The exported model's directory.")
+    bundle: Path = Field(Path("build/bundles/default"), description="The exported model's directory.")
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; auto takes CUDA if it can."
     )

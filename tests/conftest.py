@@ -194,7 +194,7 @@ def real_bundle() -> Path:
     """The exported smollm2; ``make test`` makes it."""
     path = REPOSITORY / "build" / "bundle"
     if not (path / "notellm.json").is_file():
-        missing("build/bundle is not there; make it with: make bundle")
+        missing("build/bundles/default is not there; make it with: make bundle")
     return path
 
 

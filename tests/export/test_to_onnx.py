@@ -17,8 +17,9 @@ from typer.testing import CliRunner, Result
 import export.build
 from export.errors import ParityError
 from export.to_onnx import export as command
-from export.to_onnx import parity_table, read_categories
+from export.to_onnx import parity_table
 from notellm.bundle import Manifest, ParityReport, ParityRow
+from notellm.categories import read_categories
 from notellm.errors import NoteLLMError
 from tests.conftest import REPOSITORY
 from tests.export.tiny import Tiny
@@ -45,7 +46,7 @@ def test_help_works_from_any_folder_and_shows_examples(tmp_path: Path) -> None:
     shown = subprocess.run(
         [sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert "python export/to_onnx.py --model smollm2 --out build/bundle" in shown
+    assert "python export/to_onnx.py --model smollm2 --out build/bundles/default" in shown
 
 
 def test_help_shows_the_examples_as_a_command_of_notellm_too() -> None:
@@ -54,7 +55,7 @@ def test_help_shows_the_examples_as_a_command_of_notellm_too() -> None:
     app.command("other")(lambda: None)
     shown = CliRunner().invoke(app, ["export", "--help"]).output
     lines = [line.strip() for line in shown.splitlines()]
-    assert "python export/to_onnx.py --model smollm2 --out build/bundle" in lines
+    assert "python export/to_onnx.py --model smollm2 --out build/bundles/default" in lines
     assert "notellm export --model ./my-llama --out bundles/mine --template zh" in lines
 
 
