@@ -16,6 +16,7 @@ from commands.pairs import pairs_app
 from commands.publish import publish
 from commands.similar import similar
 from commands.simulate import simulate_app
+from commands.train import train
 from commands.update import update
 from export.to_onnx import export
 from notellm.errors import NoteLLMError
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
-for command in (demo, dev, update, publish, similar, embed, export, check):
+for command in (demo, dev, update, publish, similar, embed, train, export, check):
     app.command()(command)
 app.add_typer(pairs_app)
 app.add_typer(simulate_app)

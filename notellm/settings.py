@@ -27,6 +27,7 @@ __all__ = [
     "OperationsSettings",
     "Settings",
     "StreamsSettings",
+    "TrainingSettings",
     "UpdaterSettings",
     "load_settings",
     "variable_names",
@@ -218,6 +219,71 @@ class StreamsSettings(_Section):
         return value
 
 
+class TrainingSettings(_Section):
+    """``notellm train``. What the paper (arXiv 2403.01744) fixes is the default."""
+
+    steps: int = Field(300, ge=1, le=10_000_000, description="Optimiser steps.")
+    batch_pairs: int = Field(
+        32, ge=2, le=65_536, description="Pairs of one step and one process; every other note of a batch is a negative."
+    )
+    chunk_notes: int = Field(
+        0,
+        ge=0,
+        le=131_072,
+        description="Notes that go through the model at a time; more chunks than one cost a pass more, and memory is a "
+        "chunk's alone. 0: as many as fit the memory that is free.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again instead of keeping them: less memory, a third more time."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of the computation; auto is bf16 on a GPU that has it and fp32 elsewhere."
+    )
+    method: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all of the base's weights.")
+    lora_rank: int = Field(16, ge=1, le=1024, description="LoRA: rank of the two matrices.")
+    lora_alpha: int = Field(32, ge=1, description="LoRA: the adapter counts alpha / rank times.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA: dropout in front of the adapter.")
+    lora_targets: str = Field(
+        "all-linear", min_length=1, description="LoRA: all-linear, or names of modules: q_proj,v_proj."
+    )
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="Highest learning rate, of adapter or base.")
+    projection_learning_rate: float = Field(1e-3, gt=0, le=1, description="The same of projection and temperature.")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the rate rises.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the rate falls after that.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's, of matrices.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Longer gradients are cut to this length.")
+    embedding_dim: int = Field(64, ge=2, le=32_768, description="Dimensions of the embedding.")
+    projection_start: Literal["whitened", "random"] = Field(
+        "whitened",
+        description="The projection begins as the PCA-whitening of the base's own embeddings, or at random.",
+    )
+    whitening_notes: int = Field(1024, ge=8, description="Notes that the whitening is made of, at most.")
+    temperature: float = Field(
+        3.0, ge=-5, le=6, description="Where the learned temperature t begins; cosines count exp(t) times."
+    )
+    generative_weight: float = Field(
+        0.01, ge=0, description="a in (contrastive + a * generative) / (1 + a); 0 trains no generation."
+    )
+    contrastive: bool = Field(True, description="false trains generation only.")
+    hashtag_share: float = Field(
+        0.4, ge=0, le=1, description="Share of the notes that are asked for hashtags; the others for their category."
+    )
+    held_back: Literal["one", "some", "all"] = Field(
+        "one", description="How many of its hashtags a note is asked for; the others stay in its prompt."
+    )
+    score_power: float = Field(1.0, ge=0, le=8, description="Pairs are drawn by score ** this; 0 draws all alike.")
+    mask_false_negatives: bool = Field(
+        True, description="No negatives: the same note again, the partner again, another known partner."
+    )
+    template: Literal["en", "zh"] = Field("en", description="Language of the prompt.")
+    note_tokens: int = Field(128, ge=16, le=4096, description="Tokens that the prompt reads of a note.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="The same seed, data and machine: the same run.")
+    save_every: int = Field(50, ge=1, description="Steps between the states that a killed run goes on from.")
+    keep_states: int = Field(2, ge=1, le=1000, description="How many of those are kept.")
+    validate_every: int = Field(50, ge=1, description="Steps between looks at the validation part of a split.")
+    validation_pairs: int = Field(64, ge=2, description="Validation pairs of such a look, at most.")
+
+
 class OperationsSettings(_Section):
     """What operators look at: /metrics, /healthz, /readyz."""
 
@@ -241,6 +307,7 @@ class Settings(BaseSettings):
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     updater: UpdaterSettings = Field(default_factory=UpdaterSettings)
     streams: StreamsSettings = Field(default_factory=StreamsSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
     operations: OperationsSettings = Field(default_factory=OperationsSettings)
 
     @classmethod

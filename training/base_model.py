@@ -57,7 +57,9 @@ class LoadedModel:
     description: Description | None
 
 
-def load_base(source: str, *, revision: str | None = None, check_type: CheckType | None = None) -> Base:
+def load_base(
+    source: str, *, revision: str | None = None, check_type: CheckType | None = None, dtype: torch.dtype = torch.float32
+) -> Base:
     """Load a Hugging Face directory or id, or ``smollm2``.
 
     ``check_type`` is called with the config's model_type before the weights are read, and may raise.
@@ -65,6 +67,7 @@ def load_base(source: str, *, revision: str | None = None, check_type: CheckType
     """
     name, base, tokenizer = _load(source, revision, check_type)
     emb = add_emb_token(base, tokenizer)
+    base.to(dtype)
     return Base(name, base, tokenizer, _token_ids(base, tokenizer, emb))
 
 

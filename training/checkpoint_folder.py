@@ -7,6 +7,7 @@
     adapter_model.safetensors    its matrices, and the trained row of [EMB] (trainable_token_indices)
     projection.safetensors       weight [D, hidden], bias [D] optional
     tokenizer.json and so on     optional; else the base's own
+    base/                        after full fine-tuning, instead of the adapter: the whole base
 
 Training writes one with :func:`write_checkpoint`; export and evaluation open it with :func:`read_description` and
 :func:`apply_checkpoint`. It may come from anywhere: nothing in it is executed, and every field is checked.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = [
+    "BASE",
     "DESCRIPTION",
     "PROJECTION",
     "Description",
@@ -50,6 +52,7 @@ __all__ = [
 FORMAT_VERSION: Final = 1
 DESCRIPTION: Final = "notellm_checkpoint.json"
 PROJECTION: Final = "projection.safetensors"
+BASE: Final = "base"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER = "adapter_model.safetensors"
 
@@ -93,14 +96,15 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """``notellm_checkpoint.json``.
 
     ``base``: ``smollm2``, a Hugging Face id, or a directory (one that begins with a dot is meant from the checkpoint's
-    own folder). ``base_revision`` is the commit of a Hugging Face id. ``made_with`` and ``training`` say what made it,
-    for people: versions of packages, and settings and results of the training.
+    own folder). ``base_revision`` is the commit of a Hugging Face id. Without ``adapter``, that base is the trained
+    one. ``made_with`` and ``training`` say what made it, for people: versions of packages, settings and results.
     """
 
     format_version: int
     base: str
     embedding_dim: int
     base_revision: str | None = None
+    adapter: bool = True
     prompt: PromptChoice | None = None
     made_with: dict[str, str] = {}
     training: dict[str, Any] = {}
@@ -139,8 +143,7 @@ def apply_checkpoint(
     """
     emb = add_emb_token(base, tokenizer)
     rows = base.get_input_embeddings().num_embeddings
-    config = _adapter_config(folder, rows)
-    merged = _merge(folder, base, config)
+    merged = _merge(folder, base, _adapter_config(folder, rows)) if description.adapter else base
     projection = load_projection(folder, merged.config.get_text_config().hidden_size)
     if projection is None:
         raise CheckpointError(f"checkpoint {folder}: holds no {PROJECTION}")
@@ -157,23 +160,42 @@ def apply_checkpoint(
 def write_checkpoint(
     folder: Path,
     description: Description,
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     projection: nn.Linear,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> None:
-    """Whole or not at all. ``model`` is the adapted base, not merged. A folder that is there is replaced."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    """Whole or not at all: a folder is a checkpoint as soon as it has its description, which comes last.
+
+    ``model`` is the adapted base, not merged, or a base that was trained as a whole. All else in ``folder`` stays.
+    """
+    partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    # Not the table of tokens, which peft would add as [EMB] has changed its size: the trained row is in the adapter.
-    model.save_pretrained(str(partial), save_embedding_layers=False)
+    if isinstance(model, PeftModel):
+        # Not the table of tokens, which peft would add as [EMB] changed its size: the trained row is in the adapter.
+        model.save_pretrained(str(partial), save_embedding_layers=False)
+        # A card of peft's with nothing filled in.
+        (partial / "README.md").unlink(missing_ok=True)
+    else:
+        model.save_pretrained(str(partial / BASE))
+        assert tokenizer is not None
+        tokenizer.save_pretrained(str(partial / BASE))
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in projection.state_dict().items()}
     save_file(tensors, partial / PROJECTION)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(partial))
-    (partial / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=2) + b"\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    for part in partial.iterdir():
+        if part.is_dir():
+            shutil.rmtree(folder / part.name, ignore_errors=True)
+        else:
+            # safetensors writes files that nobody but the writer may read; a bundle is made by another user, maybe.
+            part.chmod(0o644)
+        part.replace(folder / part.name)
+    partial.rmdir()
+    written = folder / f".{DESCRIPTION}"
+    written.write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=2) + b"\n")
+    written.rename(folder / DESCRIPTION)
 
 
 def load_projection(folder: Path, hidden: int) -> nn.Linear | None:

@@ -7,30 +7,45 @@ L2-normalised; the same forward pass goes on to generate hashtags and category.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from training.losses import answer_loss_sum
+from training.note_rows import NO_LABEL
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["EMB_TOKEN", "NoteLLM", "add_emb_token"]
+    from training.note_rows import NoteRows
+
+__all__ = ["EMB_TOKEN", "NoteLLM", "NoteOutput", "add_emb_token"]
 
 EMB_TOKEN = "[EMB]"  # noqa: S105 - a token of the vocabulary
+
+
+class NoteOutput(NamedTuple):
+    """``embeddings [B, D]`` unit vectors; ``answer_loss`` the sum over answer tokens, 0 where there are none."""
+
+    embeddings: Tensor
+    answer_loss: Tensor
 
 
 class NoteLLM(nn.Module):
     """A base causal LM with the projection that turns one hidden state into an embedding.
 
     ``projection`` is ``nn.Linear(hidden, dim)``, or ``None`` for a base that was never trained to embed: its
-    hidden state is then the embedding as it is.
+    hidden state is then the embedding as it is. ``temperature`` is the contrastive loss's; only training uses it.
     """
 
-    def __init__(self, base: PreTrainedModel, projection: nn.Linear | None = None) -> None:
+    def __init__(
+        self, base: PreTrainedModel, projection: nn.Linear | None = None, *, temperature: float | None = None
+    ) -> None:
         super().__init__()
         self.base = base
         self.projection: nn.Module = projection if projection is not None else nn.Identity()
+        self.temperature = None if temperature is None else nn.Parameter(torch.tensor(float(temperature)))
 
     @property
     def hidden_size(self) -> int:
@@ -47,6 +62,49 @@ class NoteLLM(nn.Module):
     def embed(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[..., hidden]`` at the opening quote -> unit vectors ``[..., dim]``."""
         return nn.functional.normalize(self.projection(hidden), dim=-1)
+
+    def forward(self, rows: NoteRows) -> NoteOutput:
+        """One pass: the embedding of each row, and how badly its answer was foretold."""
+        hidden = self._hidden(rows)
+        # Cosines of nearly equal vectors want all the digits, whatever precision the base computes in.
+        with torch.autocast(hidden.device.type, enabled=False):
+            embeddings = self.embed(_at(hidden, rows.embed_at).float())
+        if rows.labels is None:
+            return NoteOutput(embeddings, embeddings.new_zeros(()))
+        # Logits of the answer's tokens only: of all tokens they would take more memory than the model.
+        told = rows.labels[:, 1:] != NO_LABEL
+        logits = self.base.get_output_embeddings()(hidden[:, :-1][told])
+        return NoteOutput(embeddings, answer_loss_sum(logits, rows.labels[:, 1:][told]))
+
+    def hidden_at_quote(self, rows: NoteRows) -> Tensor:
+        """``[B, hidden]`` at the opening quote: what the projection gets."""
+        return _at(self._hidden(rows), rows.embed_at)
+
+    def _hidden(self, rows: NoteRows) -> Tensor:
+        """``[B, S, hidden]`` after the last layer; all rows read the instruction's keys and values, computed once."""
+        decoder = self.base.get_decoder()
+        prefix = rows.prefix.expand(1, -1)
+        if self.base.is_activation_checkpointing:
+            # What is computed again cannot share a cache: here each row reads the instruction for itself.
+            ids = torch.cat([rows.prefix.expand(len(rows.ids), -1), rows.ids], dim=1)
+            mask = torch.cat([ids.new_ones(len(ids), prefix.shape[1]), rows.mask], dim=1)
+            hidden: Tensor = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return hidden[:, prefix.shape[1] :]
+        first = decoder(input_ids=prefix, use_cache=True).past_key_values
+        first.batch_repeat_interleave(len(rows.ids))
+        positions = torch.arange(rows.ids.shape[1], device=rows.ids.device) + prefix.shape[1]
+        mask = torch.cat([rows.mask.new_ones(len(rows.ids), prefix.shape[1]), rows.mask], dim=1)
+        return decoder(  # type: ignore[no-any-return]
+            input_ids=rows.ids,
+            attention_mask=mask,
+            position_ids=positions.expand(len(rows.ids), -1),
+            past_key_values=first,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def _at(hidden: Tensor, places: Tensor) -> Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), places]
 
 
 def add_emb_token(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:

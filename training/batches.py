@@ -1,0 +1,136 @@
+"""Which pairs and tasks each step learns from: a pure function of seed and step, so that a resumed run is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from notellm.messages import Note
+from notellm.settings import TrainingSettings
+from training.note_rows import NoteRows, RowBuilder, Task, pad_rows
+from training.note_table import NoteTable
+from training.pairs import PairTable
+
+__all__ = ["PairBatch", "PairBatches"]
+
+Ints = NDArray[np.int64]
+
+_REDRAWS = 4
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """2N notes: ``partner [2N]`` is each one's partner, ``not_negative [2N, 2N]`` as in the contrastive loss.
+
+    Rows ``first`` to ``first + len(rows)`` are this process's own, and only those are in ``rows``; the other two say
+    what the whole batch is, over all processes. ``tokens`` are all of its ids but the shared prefix.
+    """
+
+    rows: NoteRows
+    first: int
+    partner: Tensor
+    not_negative: Tensor
+    answer_tokens: int
+    tokens: int
+
+    @property
+    def pairs(self) -> int:
+        return len(self.partner) // 2
+
+
+class PairBatches(torch.utils.data.Dataset[PairBatch]):
+    """Item s is the batch of step s.
+
+    Pairs are drawn by ``score ** score_power``, without giving a batch the same note twice where that can be helped:
+    such a note has fewer negatives. Each note is asked for one task: hashtags with the share ``hashtag_share``, else
+    its category; for what it has no answer for, the other one, or none. ``redraw_partners`` is a control: partners are
+    drawn anew at every step, so that there is nothing to learn.
+    """
+
+    def __init__(
+        self,
+        notes: NoteTable,
+        pairs: PairTable,
+        builder: RowBuilder,
+        settings: TrainingSettings,
+        *,
+        categories: frozenset[str],
+        rank: int = 0,
+        processes: int = 1,
+        redraw_partners: bool = False,
+    ) -> None:
+        self._notes, self._pairs, self._builder = notes, pairs, builder
+        self._settings = settings
+        self._categories = categories
+        self._whole = settings.batch_pairs * processes
+        own = 2 * settings.batch_pairs
+        self._own = slice(own * rank, own * (rank + 1))
+        self._redraw_partners = redraw_partners
+        weights = pairs.scores**settings.score_power
+        self._ladder = np.cumsum(weights / weights.sum())
+
+    def __len__(self) -> int:
+        return self._settings.steps
+
+    def __getitem__(self, step: int) -> PairBatch:
+        draw = np.random.default_rng([self._settings.seed, step])
+        chosen = self._draw_pairs(draw)
+        targets = self._pairs.targets[chosen]
+        if self._redraw_partners:
+            targets = draw.choice(np.array(self._notes.live_rows()), size=len(chosen))
+        # A pair's two notes stand side by side: a process has both, whatever the number of processes.
+        rows = np.stack([self._pairs.sources[chosen], targets], axis=1).reshape(-1)
+        built = []
+        for row in rows.tolist():
+            note = self._notes.note(row)
+            built.append(self._builder.row(note, self._task(note, draw), draw))
+        own = pad_rows(built[self._own], self._builder.prefix_ids)
+        partner = np.arange(len(rows)) ^ 1
+        return PairBatch(
+            rows=own,
+            first=self._own.start,
+            partner=torch.from_numpy(partner),
+            not_negative=torch.from_numpy(self._not_negative(rows, partner)),
+            answer_tokens=sum(len(row.ids) - row.answer_from for row in built),
+            tokens=sum(len(row.ids) for row in built),
+        )
+
+    def _draw_pairs(self, draw: np.random.Generator) -> Ints:
+        """Numbers of pairs, ``[N]``."""
+        chosen: list[int] = []
+        seen: set[int] = set()
+        for _ in range(_REDRAWS):
+            found = np.searchsorted(self._ladder, draw.random(self._whole), side="right").clip(max=len(self._pairs) - 1)
+            for pair in found.tolist():
+                notes = {int(self._pairs.sources[pair]), int(self._pairs.targets[pair])}
+                if len(chosen) < self._whole and not notes & seen:
+                    chosen.append(pair)
+                    seen |= notes
+            if len(chosen) == self._whole:
+                break
+        else:
+            # Fewer notes than a batch wants: some come again, and are masked out of each other's negatives.
+            chosen += found[: self._whole - len(chosen)].tolist()
+        return np.array(chosen)
+
+    def _task(self, note: Note, draw: np.random.Generator) -> Task | None:
+        wants_hashtags = draw.random() < self._settings.hashtag_share
+        # With its hashtags held back, a note must still have something to be read.
+        can_hashtags = bool(note.hashtags) and bool(note.title.strip() or note.content.strip())
+        can_category = note.category in self._categories
+        if not self._settings.generative_weight or not (can_hashtags or can_category):
+            return None
+        return "hashtags" if can_hashtags and (wants_hashtags or not can_category) else "category"
+
+    def _not_negative(self, rows: Ints, partner: Ints) -> NDArray[np.bool_]:
+        """True: the same note (or itself) in another place, the partner in another place, another known positive."""
+        if not self._settings.mask_false_negatives:
+            return np.eye(len(rows), dtype=bool)
+        same = rows[:, None] == rows[None, :]
+        masked = same | (rows[partner][:, None] == rows[None, :]) | self._pairs.known(rows)
+        # The partner itself is what is looked for; the loss keeps it.
+        return np.asarray(masked)

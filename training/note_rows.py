@@ -1,0 +1,137 @@
+"""Notes as the model reads them in training: prompt, ``[EMB]``, guidance and answer in one row of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from notellm.messages import Note
+from notellm.prompt import PromptBuilder
+
+__all__ = ["NO_LABEL", "HeldBack", "NoteRow", "NoteRows", "RowBuilder", "Task", "pad_rows"]
+
+NO_LABEL: Final = -100
+Task: TypeAlias = Literal["hashtags", "category"]
+HeldBack: TypeAlias = Literal["one", "some", "all"]
+
+
+class NoteRow(msgspec.Struct, frozen=True):
+    """``ids`` follow the shared prefix; ``embed_at`` is the opening quote; from ``answer_from`` on they are the answer.
+
+    ``answer_from`` is ``len(ids)`` where there is no answer.
+    """
+
+    ids: list[int]
+    embed_at: int
+    answer_from: int
+
+
+@dataclass(frozen=True)
+class NoteRows:
+    """B rows padded on the right to S ids: ``prefix [P]``, ``ids``, ``mask`` and ``labels [B, S]``, ``embed_at [B]``.
+
+    ``labels`` holds the id where the answer is, and :data:`NO_LABEL` elsewhere; None asks for embeddings only.
+    """
+
+    prefix: Tensor
+    ids: Tensor
+    mask: Tensor
+    embed_at: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def answer_tokens(self) -> int:
+        return 0 if self.labels is None else int((self.labels != NO_LABEL).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Ids that the model reads, the prefix once, no padding."""
+        return int(self.mask.sum()) + len(self.prefix)
+
+    def to(self, device: torch.device) -> NoteRows:
+        return NoteRows(
+            self.prefix.to(device),
+            self.ids.to(device),
+            self.mask.to(device),
+            self.embed_at.to(device),
+            None if self.labels is None else self.labels.to(device),
+        )
+
+    def part(self, rows: slice, *, embeddings_only: bool = False) -> NoteRows:
+        """Some rows, without the padding and, for embeddings only, without the answers that they do not need."""
+        embed_at = self.embed_at[rows]
+        longest = int(embed_at.max() + 1 if embeddings_only else self.mask[rows].sum(dim=1).max())
+        part = replace(
+            self,
+            ids=self.ids[rows, :longest],
+            mask=self.mask[rows, :longest],
+            embed_at=embed_at,
+            labels=None if embeddings_only or self.labels is None else self.labels[rows, :longest],
+        )
+        if embeddings_only:
+            before = torch.arange(longest, device=embed_at.device) <= embed_at[:, None]
+            part = replace(part, mask=part.mask * before)
+        return part
+
+
+class RowBuilder:
+    """Turns a note and a task into a :class:`NoteRow`, just as the encoder will read and ask."""
+
+    def __init__(self, prompts: PromptBuilder, answer_prefix: str, end_id: int, held_back: HeldBack) -> None:
+        self._prompts = prompts
+        self._answer_prefix = answer_prefix
+        self._end_id = end_id
+        self._held_back = held_back
+        self.prefix_ids = prompts.prefix_ids
+
+    def row(self, note: Note, task: Task | None, draw: np.random.Generator) -> NoteRow:
+        """The row of ``note``. Of its hashtags, those that are asked for are drawn, and do not stand in its prompt."""
+        if task == "hashtags":
+            kept, asked = self._hold_back(note.hashtags, draw)
+            prompt = self._prompts.build(msgspec.structs.replace(note, hashtags=kept))
+            guidance, answer = self._prompts.hashtags_ids, ", ".join(asked)
+        else:
+            prompt = self._prompts.build(note)
+            guidance, answer = self._prompts.category_ids, note.category
+        ids = prompt.ids
+        if task is None:
+            return NoteRow(ids, prompt.last_index, len(ids))
+        asks = [*ids, *guidance]
+        told = [*self._prompts.encode_answer(self._answer_prefix + answer), self._end_id]
+        return NoteRow([*asks, *told], prompt.last_index, len(asks))
+
+    def _hold_back(self, hashtags: list[str], draw: np.random.Generator) -> tuple[list[str], list[str]]:
+        """Those that stay in the prompt, and those that are the answer (the paper: one), each in the author's order."""
+        most = {"one": 1, "some": int(draw.integers(1, len(hashtags) + 1)), "all": len(hashtags)}[self._held_back]
+        asked = set(draw.choice(len(hashtags), size=most, replace=False).tolist())
+        kept = [tag for place, tag in enumerate(hashtags) if place not in asked]
+        return kept, [tag for place, tag in enumerate(hashtags) if place in asked]
+
+
+def pad_rows(rows: Sequence[NoteRow], prefix_ids: Sequence[int]) -> NoteRows:
+    """One batch of ``rows``. Padding is id 0, which the mask hides."""
+    longest = max(len(row.ids) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int64)
+    mask = np.zeros((len(rows), longest), np.int64)
+    labels = np.full((len(rows), longest), NO_LABEL, np.int64)
+    for place, row in enumerate(rows):
+        size = len(row.ids)
+        ids[place, :size] = row.ids
+        mask[place, :size] = 1
+        labels[place, row.answer_from : size] = row.ids[row.answer_from :]
+    return NoteRows(
+        prefix=torch.tensor(list(prefix_ids)),
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
+        embed_at=torch.tensor([row.embed_at for row in rows]),
+        labels=torch.from_numpy(labels),
+    )

@@ -1,0 +1,112 @@
+"""A run's folder. What it leaves is a NoteLLM checkpoint (:mod:`training.checkpoint_folder`); beside that stand::
+
+RUN/run.json          what it was started with; a run goes on only with the same
+    metrics.jsonl     one line per step, and one per look at the validation part
+    loss.png          the same as curves
+    states/           what a killed run goes on from (:mod:`training.training_state`); gone when it is done
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from training.checkpoint_folder import is_checkpoint
+from training.errors import TrainingError
+
+__all__ = ["RunFolder", "RunRecord"]
+
+# They change how long a run takes or what it leaves on the way, and not what it learns.
+_FREE = {"save_every", "keep_states", "validate_every", "validation_pairs", "chunk_notes", "gradient_checkpointing"}
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """``run.json``: ``data`` maps each file to its sha256, ``settings`` are all of [training]."""
+
+    base: str
+    data: dict[str, str]
+    processes: int
+    categories: list[str]
+    settings: dict[str, Any]
+    redraw_partners: bool = False
+
+
+class RunFolder:
+    """The paths in a run's folder, and what may be there when a training begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.states = path / "states"
+        self.metrics = path / "metrics.jsonl"
+        self.plot = path / "loss.png"
+        self._record = path / "run.json"
+
+    def open(self, record: RunRecord, *, force: bool) -> None:
+        """Make it, or find it as an earlier start with the same ``record`` left it.
+
+        Raises :class:`TrainingError` for a folder that is done, is something else, or was started with other settings.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            if not self._record.is_file():
+                raise TrainingError(f"--out {self.path}: is no run (it holds no {self._record.name}); choose another")
+            if force:
+                shutil.rmtree(self.path)
+            elif is_checkpoint(self.path):
+                raise TrainingError(f"--out {self.path}: is done; give --force to train it anew")
+            else:
+                self._compare(record)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._record.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Lines of steps that a killed run had done after its last state go: they will be done again."""
+        if not self.metrics.exists():
+            return
+        lines = [line for line in self.metrics.read_bytes().splitlines() if _step_of(line) <= step]
+        self.metrics.write_bytes(b"".join(line + b"\n" for line in lines))
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        with self.metrics.open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(line) for line in self.metrics.read_bytes().splitlines()]
+
+    def remove_states(self) -> None:
+        shutil.rmtree(self.states, ignore_errors=True)
+
+    def _compare(self, record: RunRecord) -> None:
+        try:
+            earlier = msgspec.json.decode(self._record.read_bytes(), type=RunRecord)
+        except msgspec.MsgspecError as error:
+            raise TrainingError(f"{self._record}: cannot be read: {error}; start anew with --force") from None
+        was, now = _flat(earlier), _flat(msgspec.json.decode(msgspec.json.encode(record), type=RunRecord))
+        for name in sorted(was.keys() | now.keys()):
+            if was.get(name) != now.get(name):
+                raise TrainingError(
+                    f"--out {self.path}: was started with {name} {was.get(name)!r}, now it is {now.get(name)!r}; "
+                    "go on with the same, choose another folder, or start anew with --force"
+                )
+
+
+def _flat(record: RunRecord) -> dict[str, Any]:
+    fixed = {f"training.{name}": value for name, value in record.settings.items() if name not in _FREE}
+    return {
+        "--base": record.base,
+        "processes": record.processes,
+        "--categories": record.categories,
+        "--redraw-partners": record.redraw_partners,
+        **{f"data {name}": value for name, value in record.data.items()},
+        **fixed,
+    }
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(msgspec.json.decode(line)["step"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        # Half a line, where the run was killed.
+        return float("inf")
