@@ -12,6 +12,7 @@ from commands.console import fail
 from commands.demo import demo
 from commands.dev import dev
 from commands.embed import embed
+from commands.evaluate import evaluate
 from commands.pairs import pairs_app
 from commands.publish import publish
 from commands.similar import similar
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
-for command in (demo, dev, update, publish, similar, embed, train, export, check):
+for command in (demo, dev, update, publish, similar, embed, train, evaluate, export, check):
     app.command()(command)
 app.add_typer(pairs_app)
 app.add_typer(simulate_app)

@@ -49,7 +49,7 @@ from notellm.parity import prove_session
 from notellm.prompt import PromptBuilder, PromptLimits, Template, load_template
 from training.checkpoint_folder import PromptChoice
 
-__all__ = ["NEEDS", "ExportPlan", "Needs", "build_bundle"]
+__all__ = ["NEEDS", "ExportPlan", "Needs", "build_bundle", "draft_manifest"]
 
 Step = Callable[[str], AbstractContextManager[object]]
 Say = Callable[[str], None]
@@ -119,7 +119,7 @@ def build_bundle(plan: ExportPlan, *, step: Step, say: Say) -> Manifest:
             )
         _state_needs(checkpoint, plan, say)
         checkpoint.tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
-        draft = _draft(plan, checkpoint, work)
+        draft = draft_manifest(plan, checkpoint, work)
         prompts = PromptBuilder(
             Tokenizer.from_file(str(work / TOKENIZER)), draft.template, draft.prompt_limits, draft.token_ids
         )
@@ -171,7 +171,7 @@ def _prompt_of(plan: ExportPlan, trained: PromptChoice | None) -> PromptChoice:
     )
 
 
-def _draft(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
+def draft_manifest(plan: ExportPlan, checkpoint: Checkpoint, work: Path) -> Manifest:
     """The manifest but for what only the finished files can say."""
     prompt = _prompt_of(plan, checkpoint.description.prompt if checkpoint.description else None)
     config = checkpoint.model.base.config.get_text_config()

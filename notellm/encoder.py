@@ -19,7 +19,7 @@ from notellm.generated_hashtags import answer_is_complete, read_hashtags
 from notellm.graph_session import GraphSession, Provider
 from notellm.messages import Note
 from notellm.prompt import Prompt, PromptBuilder
-from notellm.sequences import SequenceRunner, Sequences
+from notellm.sequences import Graph, SequenceRunner, Sequences
 
 __all__ = ["EncodedBatch", "EncodedNote", "NoteEncoder", "Tags", "plan_answers"]
 
@@ -57,10 +57,10 @@ class NoteEncoder:
     Thread-safe. ``batch == single``: a note's embedding depends neither on what it runs with nor on the order, to 1e-4.
     """
 
-    def __init__(self, bundle: Bundle, session: GraphSession, *, token_budget: int, max_rows: int) -> None:
+    def __init__(self, bundle: Bundle, graph: Graph, *, token_budget: int, max_rows: int) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
-        self._session = session
+        self._graph = graph
         self._token_budget = token_budget
         self._max_rows = max_rows
         self.prompts = PromptBuilder(
@@ -71,7 +71,7 @@ class NoteEncoder:
         )
         self._categories = plan_answers(manifest, self.prompts)
         self._stop = {*manifest.token_ids.eos, *manifest.token_ids.special}
-        self._runner = SequenceRunner(session, self.prompts.prefix_ids, manifest.capabilities)
+        self._runner = SequenceRunner(graph, self.prompts.prefix_ids, manifest.capabilities)
 
     @classmethod
     def load(
@@ -101,7 +101,7 @@ class NoteEncoder:
 
     @property
     def provider(self) -> Literal["cpu", "cuda"]:
-        return self._session.provider
+        return self._graph.provider
 
     def prompt(self, note: Note) -> Prompt:
         """The exact text and ids that the model would read of ``note``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from notellm.errors import BundleError, ProviderMissing, RuntimeMissing
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-__all__ = ["GraphOutput", "GraphSession", "KVCache", "Provider"]
+__all__ = ["Cache", "GraphOutput", "GraphSession", "KVCache", "Provider"]
 
 Provider = Literal["auto", "cpu", "cuda"]
 Floats = NDArray[np.float32]
@@ -25,6 +25,18 @@ Ints = NDArray[np.int64]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TF32 would round the factors of float32 products to 10 bits: batch == single could miss its 1e-4.
 _OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
+
+class Cache(Protocol):
+    """Keys and values so far, wherever a graph keeps them: :class:`KVCache`, in torch, ..."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def select(self, rows: Sequence[int]) -> Cache: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class GraphOutput:
 
     embeddings: Floats
     logits: Floats | None
-    cache: KVCache | None
+    cache: Cache | None
 
 
 class GraphSession:

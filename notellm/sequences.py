@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from notellm.bundle import Capabilities
-from notellm.graph_session import GraphOutput, KVCache
+from notellm.graph_session import Cache, GraphOutput
 
 __all__ = ["Graph", "SequenceRunner", "Sequences"]
 
@@ -24,9 +24,15 @@ _EVERYTHING = Capabilities()
 
 
 class Graph(Protocol):
-    """What a runner needs of a loaded graph; see :class:`notellm.graph_session.GraphSession`."""
+    """What a runner needs of a loaded graph; see :class:`notellm.graph_session.GraphSession`.
 
-    def empty_cache(self, rows: int) -> KVCache: ...
+    A graph is only ever given the caches that it made.
+    """
+
+    @property
+    def provider(self) -> Literal["cpu", "cuda"]: ...
+
+    def empty_cache(self, rows: int) -> Any: ...
 
     def run(
         self,
@@ -34,7 +40,7 @@ class Graph(Protocol):
         attention_mask: Ints,
         position_ids: Ints,
         last_index: Ints,
-        past: KVCache,
+        past: Any,
         *,
         embeddings_only: bool = False,
     ) -> GraphOutput: ...
@@ -47,7 +53,7 @@ class Sequences:
     Rows are padded on the right, so a slot and a position differ: ``next_position [B]`` counts real tokens only.
     """
 
-    cache: KVCache
+    cache: Cache
     mask: Ints
     next_position: Ints
     logits: Floats
@@ -127,7 +133,7 @@ class SequenceRunner:
         assert output.logits is not None
         return Sequences(output.cache, mask, sequences.next_position + new, output.logits)
 
-    def _read(self, prefix_ids: Sequence[int]) -> KVCache:
+    def _read(self, prefix_ids: Sequence[int]) -> Cache:
         ids = np.array([prefix_ids], np.int64)
         positions = np.arange(ids.shape[1])[None]
         last = np.array([ids.shape[1] - 1])
@@ -135,14 +141,14 @@ class SequenceRunner:
         assert output.cache is not None
         return output.cache
 
-    def _prefix_of(self, rows: int) -> KVCache:
+    def _prefix_of(self, rows: int) -> Cache:
         """The prefix's cache for each of ``rows``; batches of one size follow each other, so the last one is kept."""
         shared = self._shared
         if shared.rows != rows:
             self._shared = shared = self._prefix.select([0] * rows)
         return shared
 
-    def _feeds(self, batch: Sequence[Sequence[int]]) -> tuple[Ints, Ints, Ints, Ints, KVCache]:
+    def _feeds(self, batch: Sequence[Sequence[int]]) -> tuple[Ints, Ints, Ints, Ints, Cache]:
         rows, cached = len(batch), self._prefix.tokens
         whole = [np.array([*self._in_front, *ids], np.int64) for ids in batch]
         lengths = np.array([len(ids) for ids in whole])

@@ -271,6 +271,13 @@ class TrainingSettings(_Section):
     held_back: Literal["one", "some", "all"] = Field(
         "one", description="How many of its hashtags a note is asked for; the others stay in its prompt."
     )
+    category_hashtags: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the notes asked for their category whose hashtags stay in the prompt; below 1 the model "
+        "learns to tell it from the text alone as well.",
+    )
     score_power: float = Field(1.0, ge=0, le=8, description="Pairs are drawn by score ** this; 0 draws all alike.")
     mask_false_negatives: bool = Field(
         True, description="No negatives: the same note again, the partner again, another known partner."

@@ -192,7 +192,7 @@ def embedded_kafka() -> EmbeddedKafka:
 @pytest.fixture(scope="session")
 def real_bundle() -> Path:
     """The exported smollm2; ``make test`` makes it."""
-    path = REPOSITORY / "build" / "bundle"
+    path = REPOSITORY / "build" / "bundles" / "default"
     if not (path / "notellm.json").is_file():
         missing("build/bundles/default is not there; make it with: make bundle")
     return path

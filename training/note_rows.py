@@ -86,11 +86,19 @@ class NoteRows:
 class RowBuilder:
     """Turns a note and a task into a :class:`NoteRow`, just as the encoder will read and ask."""
 
-    def __init__(self, prompts: PromptBuilder, answer_prefix: str, end_id: int, held_back: HeldBack) -> None:
+    def __init__(
+        self,
+        prompts: PromptBuilder,
+        answer_prefix: str,
+        end_id: int,
+        held_back: HeldBack,
+        category_hashtags: float = 1.0,
+    ) -> None:
         self._prompts = prompts
         self._answer_prefix = answer_prefix
         self._end_id = end_id
         self._held_back = held_back
+        self._category_hashtags = category_hashtags
         self.prefix_ids = prompts.prefix_ids
 
     def row(self, note: Note, task: Task | None, draw: np.random.Generator) -> NoteRow:
@@ -100,7 +108,7 @@ class RowBuilder:
             prompt = self._prompts.build(msgspec.structs.replace(note, hashtags=kept))
             guidance, answer = self._prompts.hashtags_ids, ", ".join(asked)
         else:
-            prompt = self._prompts.build(note)
+            prompt = self._prompts.build(self._without_hashtags(note, draw) if task == "category" else note)
             guidance, answer = self._prompts.category_ids, note.category
         ids = prompt.ids
         if task is None:
@@ -108,6 +116,11 @@ class RowBuilder:
         asks = [*ids, *guidance]
         told = [*self._prompts.encode_answer(self._answer_prefix + answer), self._end_id]
         return NoteRow([*asks, *told], prompt.last_index, len(asks))
+
+    def _without_hashtags(self, note: Note, draw: np.random.Generator) -> Note:
+        """Now and then; never where they are all that there is to read."""
+        keeps = draw.random() < self._category_hashtags
+        return note if keeps or not (note.title + note.content).strip() else msgspec.structs.replace(note, hashtags=[])
 
     def _hold_back(self, hashtags: list[str], draw: np.random.Generator) -> tuple[list[str], list[str]]:
         """Those that stay in the prompt, and those that are the answer (the paper: one), each in the author's order."""

@@ -314,7 +314,13 @@ def _row_builder(base: Base, prompt: PromptChoice, settings: TrainingSettings) -
     # A copy: the builder turns off what its tokenizer makes of special tokens.
     tokenizer = Tokenizer.from_str(base.tokenizer.backend_tokenizer.to_str())
     prompts = PromptBuilder(tokenizer, prompt.template, prompt.limits, base.token_ids)
-    return RowBuilder(prompts, prompt.template.answer_prefix, base.token_ids.eos[0], settings.held_back)
+    return RowBuilder(
+        prompts,
+        prompt.template.answer_prefix,
+        base.token_ids.eos[0],
+        settings.held_back,
+        settings.category_hashtags,
+    )
 
 
 def _record(plan: TrainingPlan, data: TrainingData, processes: int) -> RunRecord:

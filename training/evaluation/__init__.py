@@ -1,0 +1,1 @@
+"""How good a NoteLLM is, measured beside simpler systems in the same run."""
