@@ -5,11 +5,12 @@ STREAMS := .venv-streams
 STREAMS_PIP := $(STREAMS)/bin/python -m pip --disable-pip-version-check
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+MODEL := models/smollm2-notellm
 BUNDLE := build/bundles/default
 SERVERS := build/servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup streams bundle servers demo demo-clicks dev test test-integration test-others test-long check docs bench bench-clicks clean
+.PHONY: help setup streams bundle servers demo demo-clicks dev train-smoke evaluate test test-integration test-others test-long check docs bench bench-clicks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,10 +36,10 @@ $(STREAMS)/ready: pyproject.toml constraints.txt
 	@$(STREAMS_PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-bundle: $(BUNDLE)/notellm.json ## Export smollm2 to build/bundles/default (once, about 3 minutes)
+bundle: $(BUNDLE)/notellm.json ## Export models/smollm2-notellm to build/bundles/default (once, about 3 minutes)
 
-$(BUNDLE)/notellm.json: | $(VENV)/ready
-	$(BIN)/python export/to_onnx.py --model smollm2 --out $(BUNDLE)
+$(BUNDLE)/notellm.json: $(wildcard $(MODEL)/*.safetensors $(MODEL)/*.json) | $(VENV)/ready
+	$(BIN)/python export/to_onnx.py --model $(MODEL) --out $(BUNDLE) --force
 
 servers: $(SERVERS)/kafka/ready $(SERVERS)/milvus/ready ## Fetch the real Kafka and Milvus that tests start (100 MB)
 
@@ -68,6 +69,12 @@ demo-clicks: setup streams servers ## From clicks to training pairs on a real Ka
 
 dev: bundle ## Kafka, Milvus and an updater on this machine, until Ctrl-C
 	$(BIN)/notellm dev
+
+train-smoke: setup ## See in minutes whether training works here: 16 pairs learnt by heart
+	$(BIN)/notellm train --smoke --out build/runs/smoke --force
+
+evaluate: bundle ## The shipped model on the held-out notes, beside simpler systems (some minutes)
+	$(BIN)/notellm evaluate --bundle $(BUNDLE)
 
 # Two halves at a time: they wait a lot, for sessions to end and servers to start. Each has servers and a network of its own.
 test: bundle servers streams ## All tests but the long ones

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from notellm.encoder import NoteEncoder
     from training.evaluation.evaluation import Evaluation, EvaluationData
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "read_data", "show", "show_progress"]
 
 DATA = Path("data/notes.jsonl")
 SPLIT = Path("data/split.json")
 BUNDLE = Path("build/bundles/default")
+OUT = Path("build/evaluation")
 
 
 class Part(StrEnum):
@@ -129,14 +131,9 @@ def evaluate(
         int, typer.Option(min=0, help="Of what is drawn, intervals among it.", envvar="NOTELLM_CLI_EVALUATE_SEED")
     ] = 0,
     out_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="Where evaluation.json and evaluation.png go.",
-            envvar="NOTELLM_CLI_EVALUATE_OUT",
-            show_default=False,
-        ),
-    ] = None,
+        Path,
+        typer.Option("--out", help="Where evaluation.json and evaluation.png go.", envvar="NOTELLM_CLI_EVALUATE_OUT"),
+    ] = OUT,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print flat JSON instead of a table.", envvar="NOTELLM_CLI_EVALUATE_JSON"),
@@ -159,8 +156,13 @@ def evaluate(
         fail("--bundle and --checkpoint exclude each other; give one")
     moments = _moments(clicks, train_end, test_start)
     try:
+        out_folder.mkdir(parents=True, exist_ok=True)  # now, as a minute or an hour later would be a pity
+    except OSError as error:
+        fail(f"--out: {out_folder} cannot be written: {error.strerror}")
+    try:
         # Imported here: torch and scikit-learn take seconds, and --help and the errors above need none of it.
         from export.torch_encoder import open_torch_encoder  # noqa: PLC0415
+        from training.evaluation.click_file import read_clicks  # noqa: PLC0415
         from training.evaluation.evaluation import Systems  # noqa: PLC0415
         from training.evaluation.evaluation import evaluate as run_evaluation  # noqa: PLC0415
         from training.evaluation.plot import plot_evaluation  # noqa: PLC0415
@@ -168,28 +170,36 @@ def evaluate(
     except ModuleNotFoundError as error:
         fail(f"evaluation needs {error.name}; install: pip install 'notellm[cpu,train,evaluate]'")
     began = time.monotonic()
-    with ExitStack() as stack, _progress(quiet=as_json) as progress:
+    with ExitStack() as stack, show_progress(quiet=as_json) as progress:
         model: NoteEncoder
         if checkpoint is None:
             settings = settings_from(config, bundle=bundle or BUNDLE, provider=provider)
             model = load_encoder(settings.encoder)
         else:
             model = stack.enter_context(open_torch_encoder(checkpoint))
-        data = _read(model, notes, split, part, clicks, moments, targets, sample, seed)
+        chosen = split or (SPLIT if notes == DATA and SPLIT.is_file() else None)
+        data = read_data(model.bundle.manifest.categories, notes, split=chosen, part=part, sample=sample, seed=seed)
+        if clicks is not None:
+            data = replace(
+                data,
+                clicks=read_clicks(clicks),
+                train_end=moments[0],
+                test_start=moments[1],
+                targets=targets.value,
+            )
         with_base = baselines and base != "none"
         untrained = stack.enter_context(open_torch_encoder(base) if with_base else nullcontext())
         systems = Systems(model, untrained, minilm=baselines, baselines=baselines)
         found = run_evaluation(systems, data, seed=seed, progress=progress)
     report: dict[str, Any] = {"model_version": model.model_version, **flat_report(found)}
     report["seconds"] = round(time.monotonic() - began, 1)
-    if out_folder is not None:
-        out_folder.mkdir(parents=True, exist_ok=True)
-        (out_folder / "evaluation.json").write_bytes(_json(report))
-        plot_evaluation(found, out_folder / "evaluation.png")
+    (out_folder / "evaluation.json").write_bytes(_json(report))
+    plot_evaluation(found, out_folder / "evaluation.png")
     if as_json:
         sys.stdout.write(_json(report).decode())
     else:
         show(found)
+        out.print(f"{out_folder}: evaluation.json with every number and its interval, evaluation.png", highlight=False)
 
 
 def show(found: Evaluation) -> None:
@@ -236,39 +246,32 @@ def _moments(clicks: Path | None, train_end: str | None, test_start: str | None)
     return parse_moment(str(train_end), "--train-end"), parse_moment(str(test_start), "--test-start")
 
 
-def _read(
-    model: NoteEncoder,
+def read_data(
+    categories: Sequence[str],
     notes: Path,
-    split: Path | None,
-    part: Part,
-    clicks: Path | None,
-    moments: tuple[int, int],
-    targets: TargetsOption,
-    sample: int,
-    seed: int,
+    *,
+    split: Path | None = None,
+    part: Part = Part.held_out,
+    sample: int | None = None,
+    seed: int = 0,
 ) -> EvaluationData:
+    """The notes, and which of them are scored. Raises :class:`NoteLLMError`."""
     import numpy as np  # noqa: PLC0415 - beside what it is used with
 
-    from training.evaluation.click_file import read_clicks  # noqa: PLC0415
     from training.evaluation.evaluation import EvaluationData  # noqa: PLC0415
     from training.split import read_split  # noqa: PLC0415
 
     every = _last_of_each(read_notes(notes, published_at=0))
     if not every:
         raise NoteLLMError(f"--notes: {notes} holds no note")
-    chosen = split or (SPLIT if notes == DATA and SPLIT.is_file() else None)
-    parts = read_split(chosen) if chosen else None
+    parts = read_split(split) if split else None
     scored = [note for note in every if parts is None or note.note_id in parts[part.value]]
     drawn = np.sort(np.random.default_rng(seed).permutation(len(scored))[:sample])
     return EvaluationData(
         notes=every,
         scored=[scored[place] for place in drawn],
         learnt=[note for note in every if parts is not None and note.note_id in parts["train"]],
-        categories=model.bundle.manifest.categories,
-        clicks=read_clicks(clicks) if clicks else None,
-        train_end=moments[0],
-        test_start=moments[1],
-        targets=targets.value,
+        categories=categories,
     )
 
 
@@ -281,7 +284,7 @@ def _json(report: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Any]:
+def show_progress(*, quiet: bool = False) -> Iterator[Any]:
     """A bar for each thing that takes long; none where nobody looks."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, disable=quiet and not err.is_terminal, transient=quiet) as progress:

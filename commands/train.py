@@ -121,6 +121,7 @@ def train(
         # Imported here: torch takes seconds, and --help and the errors above need none of it.
         from commands.training_progress import TrainingProgress  # noqa: PLC0415
         from training import smoke as smoke_set  # noqa: PLC0415
+        from training.base_model import SMOLLM2  # noqa: PLC0415
         from training.train import TrainingPlan  # noqa: PLC0415
         from training.train import train as run_training  # noqa: PLC0415
         from training.training_data import DataFiles  # noqa: PLC0415
@@ -134,7 +135,8 @@ def train(
             found = open_snapshot(pairs).path if pairs.is_dir() else pairs
             files = DataFiles(found, notes, split, train_before)
         plan = TrainingPlan(
-            base=base,
+            # The run names its base, and is read from other folders; a path that begins with a dot would be its own.
+            base=str(Path(base).resolve()) if base != SMOLLM2 and Path(base).is_dir() else base,
             files=files,
             out=out_folder,
             categories=default_categories() if categories is None else read_categories(categories),
@@ -168,6 +170,7 @@ def _settings(config: Path | None, given: list[str], steps: int | None, usual: M
                 f"{', '.join(TrainingSettings.model_fields)}"
             )
         flags[f"training.{name.strip()}"] = value.strip()
-    flags["training.steps"] = steps if steps is not None else flags.get("training.steps")
+    # --set wins: the value of --steps may be the environment's.
+    flags.setdefault("training.steps", steps)
     found = load_settings(config, flags).training
     return TrainingSettings(**{**usual, **found.model_dump(exclude_unset=True)})

@@ -14,6 +14,7 @@ import pytest
 
 from notellm.messages import NoteRecord, parse_record
 from tests.conftest import REPOSITORY
+from training.split import PARTS, Split, read_split
 
 DATA = REPOSITORY / "data"
 NEAR_COPY = 0.4
@@ -52,7 +53,7 @@ def notes() -> list[dict[str, Any]]:
 
 class TestNotes:
     def test_there_are_enough_and_each_once(self, notes: list[dict[str, Any]]) -> None:
-        assert len(notes) >= 400
+        assert len(notes) >= 1200
         assert len({note["note_id"] for note in notes}) == len(notes)
 
     def test_pass_the_door_unchanged(self, notes: list[dict[str, Any]]) -> None:
@@ -65,7 +66,7 @@ class TestNotes:
         known = set((REPOSITORY / "notellm" / "templates" / "categories.txt").read_text("utf-8").split())
         used = {note["category"] for note in notes}
         assert used <= known
-        assert len(used) >= 12
+        assert len(used) >= 16
 
     def test_one_in_five_is_chinese(self, notes: list[dict[str, Any]]) -> None:
         assert sum(is_chinese(text_of(note)) for note in notes) >= len(notes) / 5
@@ -96,6 +97,28 @@ class TestNotes:
             if count / (len(grams[a]) + len(grams[b]) - count) >= NEAR_COPY
         ]
         assert near == []
+
+
+class TestSplit:
+    @pytest.fixture(scope="class")
+    def split(self) -> Split:
+        return read_split(DATA / "split.json")
+
+    def test_gives_every_note_one_part(self, notes: list[dict[str, Any]], split: Split) -> None:
+        ids = [note_id for part in split.values() for note_id in part]
+        assert sorted(ids) == sorted(note["note_id"] for note in notes)
+
+    def test_is_60_15_25_of_every_category(self, notes: list[dict[str, Any]], split: Split) -> None:
+        for category in {note["category"] for note in notes}:
+            of_category = {note["note_id"] for note in notes if note["category"] == category}
+            shares = [len(split[part] & of_category) / len(of_category) for part in PARTS]
+            assert shares == pytest.approx([0.6, 0.15, 0.25], abs=0.01)
+
+    def test_hashtags_recur(self, notes: list[dict[str, Any]], split: Split) -> None:
+        """Else there would be nothing to learn of them."""
+        learnt = {tag for note in notes if note["note_id"] in split["train"] for tag in note["hashtags"]}
+        asked = [tag for note in notes if note["note_id"] in split["held_out"] for tag in note["hashtags"]]
+        assert 0.7 < sum(tag in learnt for tag in asked) / len(asked) < 1
 
 
 class TestKuaiRec:

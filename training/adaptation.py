@@ -35,7 +35,7 @@ def adapt(base: Base, settings: TrainingSettings) -> tuple[NoteLLM, PeftModel | 
         assert model.temperature is not None
         model.temperature.requires_grad_(False)
     if settings.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
         # The first layer's input needs a gradient, or nothing behind it is computed again.
         base.model.enable_input_require_grads()
     return model, adapter

@@ -12,7 +12,7 @@ from training.errors import TrainingError
 __all__ = ["bytes_per_note", "free_bytes", "notes_that_fit"]
 
 # Of what is free: the estimate is no measurement, and others use the machine as well.
-_SHARE = 0.6
+_SHARE = 0.7
 _ANSWER_TOKENS = 24
 _MEMINFO = Path("/proc/meminfo")
 

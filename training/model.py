@@ -73,8 +73,14 @@ class NoteLLM(nn.Module):
             return NoteOutput(embeddings, embeddings.new_zeros(()))
         # Logits of the answer's tokens only: of all tokens they would take more memory than the model.
         told = rows.labels[:, 1:] != NO_LABEL
-        logits = self.base.get_output_embeddings()(hidden[:, :-1][told])
+        logits = self._logits(hidden[:, :-1][told])
         return NoteOutput(embeddings, answer_loss_sum(logits, rows.labels[:, 1:][told]))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.base.get_output_embeddings()(hidden)
+        # Gemma's; export does the same.
+        softcap = getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def hidden_at_quote(self, rows: NoteRows) -> Tensor:
         """``[B, hidden]`` at the opening quote: what the projection gets."""

@@ -101,6 +101,11 @@ class RowBuilder:
         self._category_hashtags = category_hashtags
         self.prefix_ids = prompts.prefix_ids
 
+    @property
+    def longest_question(self) -> int:
+        """No row has more ids before its answer."""
+        return self._prompts.max_ids + max(len(self._prompts.hashtags_ids), len(self._prompts.category_ids))
+
     def row(self, note: Note, task: Task | None, draw: np.random.Generator) -> NoteRow:
         """The row of ``note``. Of its hashtags, those that are asked for are drawn, and do not stand in its prompt."""
         if task == "hashtags":

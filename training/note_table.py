@@ -96,7 +96,7 @@ def _note(line: bytes, where: str) -> Note:
     try:
         key = msgspec.json.decode(line, type=_Key).note_id.encode("utf-8")
         record = parse_record(key, line, 0)
-    except (InvalidMessage, msgspec.MsgspecError, UnicodeError) as error:
+    except (InvalidMessage, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise TrainingDataError(f"{where} is no note: {error}") from None
     assert isinstance(record, NoteRecord)
     return record.note

@@ -19,6 +19,7 @@ from training.note_table import NoteTable
 __all__ = ["PairTable", "SnapshotFiles", "open_snapshot", "read_pairs"]
 
 _COLUMNS = ("source_id", "target_id", "score")
+_SCHEMA = pa.schema([("source_id", pa.string()), ("target_id", pa.string()), ("score", pa.float64())])
 _ROWS = 100_000
 _SNAPSHOT_FORMAT = 1
 
@@ -82,7 +83,7 @@ def open_snapshot(folder: Path) -> SnapshotFiles:
         manifest = msgspec.json.decode(file.read_bytes(), type=_Manifest)
     except OSError as error:
         raise TrainingDataError(f"--pairs: {folder} is no snapshot: {file.name}: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TrainingDataError(f"--pairs: {file} is no manifest: {error}") from None
     if manifest.format_version != _SNAPSHOT_FORMAT:
         raise TrainingDataError(
@@ -113,7 +114,7 @@ def read_pairs(file: Path, notes: NoteTable) -> PairTable:
             np.array([notes.rows.get(note_id, -1) for note_id in part.column(name).to_pylist()], np.int64)
             for name in _COLUMNS[:2]
         )
-        score = part.column("score").to_numpy(zero_copy_only=False).astype(np.float64)
+        score = part.column("score").to_numpy(zero_copy_only=False)
         if not (np.isfinite(score).all() and (score > 0).all()):
             worst = score[~(np.isfinite(score) & (score > 0))][0]
             raise TrainingDataError(f"--pairs: {file}: score is {worst}; allowed are finite numbers above 0")
@@ -132,7 +133,8 @@ def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(file) as parquet:
             if missing := set(_COLUMNS) - set(parquet.schema_arrow.names):
                 raise TrainingDataError(f"--pairs: {file} has no column {min(missing)!r}")
-            yield from parquet.iter_batches(_ROWS, columns=list(_COLUMNS))
+            for part in parquet.iter_batches(_ROWS, columns=list(_COLUMNS)):
+                yield part.select(list(_COLUMNS)).cast(_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise TrainingDataError(f"--pairs: {file} cannot be read as Parquet: {error}") from None
 
@@ -150,7 +152,7 @@ def _json_lines(file: Path) -> Iterator[pa.RecordBatch]:
             for number, line in enumerate(lines, 1):
                 try:
                     pairs.append(msgspec.json.decode(line, type=_Pair))
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     raise TrainingDataError(f"--pairs: {file}, line {number} is no pair: {error}") from None
                 if len(pairs) == _ROWS:
                     yield _batch(pairs)
@@ -161,4 +163,4 @@ def _json_lines(file: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({name: [getattr(pair, name) for pair in pairs] for name in _COLUMNS})
+    return pa.RecordBatch.from_pydict({name: [getattr(pair, name) for pair in pairs] for name in _COLUMNS}, _SCHEMA)

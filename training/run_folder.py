@@ -8,6 +8,8 @@ RUN/run.json          what it was started with; a run goes on only with the same
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunFolder:
-    """The paths in a run's folder, and what may be there when a training begins."""
+    """The paths in a run's folder, and what may be there when a training begins.
+
+    Inside ``with``, once opened, it is this process's alone: two trainings would mix their metrics and states.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = -1
         self.states = path / "states"
         self.metrics = path / "metrics.jsonl"
         self.plot = path / "loss.png"
@@ -47,19 +53,46 @@ class RunFolder:
     def open(self, record: RunRecord, *, force: bool) -> None:
         """Make it, or find it as an earlier start with the same ``record`` left it.
 
-        Raises :class:`TrainingError` for a folder that is done, is something else, or was started with other settings.
+        Raises :class:`TrainingError` for a folder that is done, is something else, was started with other settings, or
+        has another training running in it.
         """
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and not self.path.is_dir():
+            raise TrainingError(f"--out {self.path}: is a file; choose another name")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if any(self.path.iterdir()):
             if not self._record.is_file():
                 raise TrainingError(f"--out {self.path}: is no run (it holds no {self._record.name}); choose another")
+            self._hold()
             if force:
-                shutil.rmtree(self.path)
+                for entry in self.path.iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             elif is_checkpoint(self.path):
                 raise TrainingError(f"--out {self.path}: is done; give --force to train it anew")
             else:
                 self._compare(record)
-        self.path.mkdir(parents=True, exist_ok=True)
+        else:
+            self._hold()
         self._record.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _hold(self) -> None:
+        """On the folder itself: the lock ends with the process, however that ends, and leaves no file."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise TrainingError(
+                f"--out {self.path}: another training runs in it; wait for it, or choose another"
+            ) from None
+        self._lock = descriptor
 
     def keep_metrics_until(self, step: int) -> None:
         """Lines of steps that a killed run had done after its last state go: they will be done again."""
@@ -81,7 +114,7 @@ class RunFolder:
     def _compare(self, record: RunRecord) -> None:
         try:
             earlier = msgspec.json.decode(self._record.read_bytes(), type=RunRecord)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise TrainingError(f"{self._record}: cannot be read: {error}; start anew with --force") from None
         was, now = _flat(earlier), _flat(msgspec.json.decode(msgspec.json.encode(record), type=RunRecord))
         for name in sorted(was.keys() | now.keys()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from peft import PeftModel
 from tokenizers import Tokenizer
 from torch import nn
@@ -38,7 +39,7 @@ from training.whitening import whitening_projection
 __all__ = ["Outcome", "TrainingPlan", "train"]
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate")
-_ANSWER_ROOM = 48
+_ANSWER_ROOM = 24
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ def train(plan: TrainingPlan, watch: Watch) -> Outcome:
     Under ``torchrun`` every process calls this; the first one writes. Raises :class:`TrainingError`,
     :class:`training.errors.TrainingDataError` or :class:`training.errors.BaseModelError`.
     """
-    with _memory_errors(plan.settings):
-        return _Training(plan, watch).run()
+    with _memory_errors(plan.settings), RunFolder(plan.out) as folder:
+        return _Training(plan, watch, folder).run()
 
 
 class _Training:
-    def __init__(self, plan: TrainingPlan, watch: Watch) -> None:
+    def __init__(self, plan: TrainingPlan, watch: Watch, folder: RunFolder) -> None:
         settings = plan.settings
         self._plan, self._settings, self._watch = plan, settings, watch
         self._weights = Weights(settings.contrastive, settings.generative_weight)
@@ -83,7 +84,7 @@ class _Training:
         self._data = read_training_data(plan.files)
         self._accelerator = _accelerator(settings)
         self._first = bool(self._accelerator.is_main_process)
-        self._folder = RunFolder(plan.out)
+        self._folder = folder
         if self._first:
             self._folder.open(_record(plan, self._data, self._accelerator.num_processes), force=plan.force)
         self._accelerator.wait_for_everyone()
@@ -221,7 +222,7 @@ class _Training:
             return min(settings.chunk_notes, batch)
         per_note = bytes_per_note(
             self._base.model.config.get_text_config(),
-            len(self._builder.prefix_ids) + settings.note_tokens + _ANSWER_ROOM,
+            self._longest_row(),
             checkpointing=settings.gradient_checkpointing,
             bytes_per_number=2 if self._accelerator.mixed_precision == "bf16" else 4,
         )
@@ -232,6 +233,11 @@ class _Training:
                 "pass more; training.chunk_notes sets another number"
             )
         return chunk
+
+    def _longest_row(self) -> int:
+        """Ids of a note that fills its budget; the instruction is read once per chunk, but where nothing is cached."""
+        prefix = len(self._builder.prefix_ids) if self._settings.gradient_checkpointing else 0
+        return prefix + self._builder.longest_question + _ANSWER_ROOM
 
     @torch.no_grad()
     def _whiten(self) -> None:
@@ -302,12 +308,10 @@ def _accelerator(settings: TrainingSettings) -> Accelerator:
     bf16 = settings.precision == "bf16" or (
         settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
-    # With one of the losses off, some parameters take no part, and data parallelism would wait for their gradients.
-    unused = not (settings.contrastive and settings.generative_weight)
-    return Accelerator(
-        mixed_precision="bf16" if bf16 else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
-    )
+    # Told to use the CPU, accelerate makes a group of torchrun's processes there too; else each would train on its own.
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    # Whichever losses are on, every trained parameter takes part: data parallelism need not look for those that do not.
+    return Accelerator(cpu=shared, mixed_precision="bf16" if bf16 else "no")
 
 
 def _row_builder(base: Base, prompt: PromptChoice, settings: TrainingSettings) -> RowBuilder:

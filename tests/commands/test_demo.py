@@ -19,7 +19,7 @@ from tests.support.kafka_server import KafkaServer
 from tests.support.pipeline import script_of, short_notes
 from tests.support.processes import run_command, wait_until
 
-MEASURED = {"notes_per_s", "freshness_ms", "idle_freshness_ms", "machine"}
+MEASURED = {"notes_per_s", "freshness_ms", "idle_freshness_ms", "machine", "held_out"}
 REPORT = MEASURED | {
     "published", "live", "searchable", "deleted", "dead_letters", "lost", "stale", "resurrected", "wrong_vectors",
     "model_version",
@@ -52,6 +52,8 @@ def assert_demo_succeeds(bundle: Path, work: Path, *flags: str) -> None:
     assert live >= 400
     assert len(last) - live >= 45
     assert report["notes_per_s"] > 0
+    assert report["held_out"]["counts.scored"] == 320
+    assert report["held_out"]["category.illegal"] == 0
     for freshness in (report["freshness_ms"], report["idle_freshness_ms"]):
         assert 0 < freshness["p50"] <= freshness["p99"]
     assert len(list(read_ledger(work / "ledger.jsonl"))) == report["published"]

@@ -58,7 +58,8 @@ def read_clicks(file: Path) -> Clicks:
             notes.places.extend(note_places)
             clicked_at.extend(times)
     except OSError as error:
-        raise TrainingDataError(f"--clicks: {file} cannot be read: {error.strerror or error}") from None
+        first = str(error.strerror or error).splitlines()[0]
+        raise TrainingDataError(f"--clicks: {file} cannot be read: {first}") from None
     return Clicks(
         tuple(users.known),
         tuple(notes.known),
@@ -116,7 +117,7 @@ def _parquet(file: Path, users: _Ids, notes: _Ids) -> Iterator[_Part]:
                 times = batch.column("clicked_at").to_pylist()
                 yield _part(f"--clicks: {file}", before, (users, notes), texts, times)
                 before += len(times)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise TrainingDataError(f"--clicks: {file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
@@ -126,6 +127,8 @@ def _check_columns(file: Path, schema: Any) -> None:
         words = "an integer, in milliseconds UTC" if is_time else "a string"
         if name not in schema.names:
             raise TrainingDataError(f"--clicks: {file} has no column {name}; it must be there, and be {words}")
+        if schema.names.count(name) > 1:
+            raise TrainingDataError(f"--clicks: {file} has {schema.names.count(name)} columns {name}; allowed is one")
         kind = schema.field(name).type
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         if not (pa.types.is_integer(kind) if is_time else is_text):

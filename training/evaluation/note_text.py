@@ -2,8 +2,8 @@
 
 The terms of a stretch of text are chosen by its script. Chinese characters and Japanese kana stand without blanks, so
 that a run of them gives its pairs of neighbours (京都旅行: 京都, 都旅, 旅行; a single one gives itself). Every other
-run of letters, digits and underscores of two characters or more is a word, in lower case, English stop words left out: on
-a text without such characters just what scikit-learn does with ``stop_words="english"``.
+run of letters, digits and underscores of two characters or more is a word, in lower case, English stop words left out:
+on a text without such characters just what scikit-learn does with ``stop_words="english"``.
 """
 
 from __future__ import annotations

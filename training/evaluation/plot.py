@@ -41,8 +41,9 @@ def _bars(axes: Axes, evaluation: Evaluation, metric: str) -> None:
     rows = [(name, metrics[metric]) for name, metrics in evaluation.systems.items() if metric in metrics]
     names: Sequence[str] = [name for name, _ in rows]
     values = [interval.value for _, interval in rows]
-    below = [interval.value - interval.low for _, interval in rows]
-    above = [interval.high - interval.value for _, interval in rows]
+    # Of values that are all the same, a rounding may put the mean beside its interval; no bar may be shorter than 0.
+    below = [max(interval.value - interval.low, 0.0) for _, interval in rows]
+    above = [max(interval.high - interval.value, 0.0) for _, interval in rows]
     axes.barh(
         names,
         values,
