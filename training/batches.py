@@ -70,7 +70,8 @@ class PairBatches(torch.utils.data.Dataset[PairBatch]):
         own = 2 * settings.batch_pairs
         self._own = slice(own * rank, own * (rank + 1))
         self._redraw_partners = redraw_partners
-        weights = pairs.scores**settings.score_power
+        # By the highest, or a power of a very large or small score would be no number.
+        weights = (pairs.scores / pairs.scores.max()) ** settings.score_power
         self._ladder = np.cumsum(weights / weights.sum())
 
     def __len__(self) -> int:

@@ -23,16 +23,21 @@ def contrastive_loss(embeddings: Tensor, partner: Tensor, not_negative: Tensor, 
     ``temperature`` the scalar t. Returns a scalar.
     """
     logits = (embeddings @ embeddings.T) * temperature.exp()
-    keep = torch.nn.functional.one_hot(partner, len(partner)).bool()
+    keep = _is_partner(partner)
     return cross_entropy(logits.masked_fill(not_negative & ~keep, -torch.inf), partner)
 
 
 def recall_at_1(embeddings: Tensor, partner: Tensor, not_negative: Tensor) -> Tensor:
     """The share of notes whose partner is nearer than every negative; a tie is a miss. Arguments as of the loss."""
     cosine = embeddings @ embeddings.T
-    keep = torch.nn.functional.one_hot(partner, len(partner)).bool()
+    keep = _is_partner(partner)
     found = cosine[keep]
     return (found > cosine.masked_fill(not_negative | keep, -torch.inf).amax(dim=1)).float().mean()
+
+
+def _is_partner(partner: Tensor) -> Tensor:
+    """``[M]`` -> ``[M, M]``."""
+    return partner[:, None] == torch.arange(len(partner), device=partner.device)
 
 
 def answer_loss_sum(logits: Tensor, answers: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from training.errors import TrainingError
+from training.note_rows import ANSWER_TOKENS
 
-__all__ = ["bytes_per_note", "free_bytes", "notes_that_fit"]
+__all__ = ["bytes_per_note", "bytes_per_trained", "free_bytes", "notes_that_fit"]
 
 # Of what is free: the estimate is no measurement, and others use the machine as well.
 _SHARE = 0.7
-_ANSWER_TOKENS = 24
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -27,7 +27,14 @@ def bytes_per_note(config: Any, tokens: int, *, checkpointing: bool, bytes_per_n
     hidden, layers = config.hidden_size, config.num_hidden_layers
     layer = 20 * hidden + 8 * config.intermediate_size + 4 * config.num_attention_heads * tokens
     kept = layers * hidden + layer if checkpointing else layers * layer
-    return int(tokens * kept * bytes_per_number + 3 * _ANSWER_TOKENS * config.vocab_size * 4)
+    return int(tokens * kept * bytes_per_number + 3 * ANSWER_TOKENS * config.vocab_size * 4)
+
+
+def bytes_per_trained(*, autocast: bool, processes: int) -> int:
+    """What each trained parameter takes once training goes on, beside itself: its gradient and AdamW's two moments in
+    float32; autocast's copy of it in bf16; and the buckets in which several processes exchange gradients.
+    """
+    return 12 + (2 if autocast else 0) + (4 if processes > 1 else 0)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -78,8 +78,10 @@ class NoteLLM(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.base.get_output_embeddings()(hidden)
-        # Gemma's; export does the same.
-        softcap = getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.base.config.get_text_config()
+        # Granite's and Cohere's; then Gemma's, as export does it.
+        logits = logits / (getattr(config, "logits_scaling", None) or 1) * (getattr(config, "logit_scale", None) or 1)
+        softcap = getattr(config, "final_logit_softcapping", None)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def hidden_at_quote(self, rows: NoteRows) -> Tensor:

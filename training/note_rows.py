@@ -14,9 +14,12 @@ from torch import Tensor
 from notellm.messages import Note
 from notellm.prompt import PromptBuilder
 
-__all__ = ["NO_LABEL", "HeldBack", "NoteRow", "NoteRows", "RowBuilder", "Task", "pad_rows"]
+__all__ = ["ANSWER_TOKENS", "NO_LABEL", "HeldBack", "NoteRow", "NoteRows", "RowBuilder", "Task", "pad_rows"]
 
 NO_LABEL: Final = -100
+# Hashtags are written by strangers: 32 of 64 Chinese characters are thousands of tokens, and a batch is as wide as its
+# widest row. The encoder writes fewer than these.
+ANSWER_TOKENS: Final = 48
 Task: TypeAlias = Literal["hashtags", "category"]
 HeldBack: TypeAlias = Literal["one", "some", "all"]
 
@@ -107,20 +110,33 @@ class RowBuilder:
         return self._prompts.max_ids + max(len(self._prompts.hashtags_ids), len(self._prompts.category_ids))
 
     def row(self, note: Note, task: Task | None, draw: np.random.Generator) -> NoteRow:
-        """The row of ``note``. Of its hashtags, those that are asked for are drawn, and do not stand in its prompt."""
+        """The row of ``note``. Of its hashtags, those that are asked for are drawn, and do not stand in its prompt.
+
+        An answer longer than :data:`ANSWER_TOKENS` loses its last hashtags; a row without any answer is left to embed.
+        """
+        answers: list[str] = []
         if task == "hashtags":
-            kept, asked = self._hold_back(note.hashtags, draw)
-            prompt = self._prompts.build(msgspec.structs.replace(note, hashtags=kept))
-            guidance, answer = self._prompts.hashtags_ids, ", ".join(asked)
-        else:
-            prompt = self._prompts.build(self._without_hashtags(note, draw) if task == "category" else note)
-            guidance, answer = self._prompts.category_ids, note.category
-        ids = prompt.ids
-        if task is None:
-            return NoteRow(ids, prompt.last_index, len(ids))
-        asks = [*ids, *guidance]
-        told = [*self._prompts.encode_answer(self._answer_prefix + answer), self._end_id]
+            kept, answers = self._hold_back(note.hashtags, draw)
+            note = msgspec.structs.replace(note, hashtags=kept)
+        elif task == "category":
+            answers = [note.category]
+            note = self._without_hashtags(note, draw)
+        prompt = self._prompts.build(note)
+        told = self._tell(answers)
+        if not told:
+            return NoteRow(prompt.ids, prompt.last_index, len(prompt.ids))
+        guidance = self._prompts.hashtags_ids if task == "hashtags" else self._prompts.category_ids
+        asks = [*prompt.ids, *guidance]
         return NoteRow([*asks, *told], prompt.last_index, len(asks))
+
+    def _tell(self, answers: list[str]) -> list[int]:
+        """Ids of as many of them as fit, and the end's; none where not even the first does."""
+        while answers:
+            told = [*self._prompts.encode_answer(self._answer_prefix + ", ".join(answers)), self._end_id]
+            if len(told) <= ANSWER_TOKENS:
+                return told
+            answers = answers[:-1]
+        return []
 
     def _without_hashtags(self, note: Note, draw: np.random.Generator) -> Note:
         """Now and then; never where they are all that there is to read."""

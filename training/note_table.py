@@ -49,7 +49,8 @@ class NoteTable:
 def read_note_table(file: Path, wanted: Wanted = lambda note: True) -> NoteTable:
     """JSON Lines as on the ``notes`` topic, or a snapshot's Parquet; read in parts, and only what is ``wanted`` kept.
 
-    Raises :class:`TrainingDataError` that names file and line, or column.
+    Of a note's versions the last that is wanted counts: with a moment before which it may be learnt from, what was known
+    then. Raises :class:`TrainingDataError` that names file and line or row, or column.
     """
     parts = _parquet(file) if file.suffix == ".parquet" else _json_lines(file)
     batches = [_batch([note for note in part if wanted(note)]) for part in parts]
@@ -70,11 +71,16 @@ def _parquet(file: Path) -> Iterator[list[Note]]:
                 raise TrainingDataError(
                     f"notes: {file} has no column {min(missing)!r}; needed are {', '.join(_COLUMNS)}"
                 )
+            before = 0
             for part in parquet.iter_batches(_LINES, columns=list(_COLUMNS)):
-                rows = part.to_pylist()
-                yield [msgspec.convert({k: v for k, v in row.items() if v is not None}, Note) for row in rows]
-    except (OSError, pa.ArrowException, msgspec.ValidationError) as error:
-        raise TrainingDataError(f"notes: {file} cannot be read as Parquet: {error}") from None
+                # Through the same door as a line: a file's strangers are no better than a topic's.
+                lines = [
+                    msgspec.json.encode({k: v for k, v in row.items() if v is not None}) for row in part.to_pylist()
+                ]
+                yield [_note(line, f"notes: {file}, row {before + place}") for place, line in enumerate(lines, 1)]
+                before += len(lines)
+    except (OSError, pa.ArrowException, TypeError, UnicodeDecodeError) as error:
+        raise TrainingDataError(f"notes: {file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
 def _json_lines(file: Path) -> Iterator[list[Note]]:

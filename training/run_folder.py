@@ -72,7 +72,8 @@ class RunFolder:
                 self._compare(record)
         else:
             self._hold()
-        self._record.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        if not self._record.is_file():
+            _write(self._record, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
     def __enter__(self) -> RunFolder:
         return self
@@ -99,7 +100,7 @@ class RunFolder:
         if not self.metrics.exists():
             return
         lines = [line for line in self.metrics.read_bytes().splitlines() if _step_of(line) <= step]
-        self.metrics.write_bytes(b"".join(line + b"\n" for line in lines))
+        _write(self.metrics, b"".join(line + b"\n" for line in lines))
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics.open("ab") as file:
@@ -123,6 +124,13 @@ class RunFolder:
                     f"--out {self.path}: was started with {name} {was.get(name)!r}, now it is {now.get(name)!r}; "
                     "go on with the same, choose another folder, or start anew with --force"
                 )
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Beside, then renamed: a kill must not cost what a run goes on with."""
+    partial = file.with_name(f".{file.name}")
+    partial.write_bytes(content)
+    partial.rename(file)
 
 
 def _flat(record: RunRecord) -> dict[str, Any]:

@@ -111,13 +111,19 @@ def _contrastive(model: NoteLLM, batch: PairBatch, embeddings: Tensor) -> tuple[
 def _embed(model: NoteLLM, rows: NoteRows, parts: list[slice]) -> tuple[Tensor, list[Tensor]]:
     """Embeddings of all rows, and the state of the random numbers at each part."""
     # Dropout has to fall on the same places when a part comes again, with its answers: so it must have them now.
-    alone = not any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
+    alone = not _drops(model)
     states, embeddings = [], []
     with torch.no_grad():
         for part in parts:
             states.append(_get_random_state(rows.ids.device))
             embeddings.append(model(rows.part(part, embeddings_only=alone)).embeddings)
     return torch.cat(embeddings), states
+
+
+def _drops(model: NoteLLM) -> bool:
+    """Attention's dropout is a number in the config, no module."""
+    in_attention = getattr(model.base.config.get_text_config(), "attention_dropout", 0.0)
+    return bool(in_attention) or any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
 
 
 def _temperature(model: NoteLLM) -> list[nn.Parameter]:

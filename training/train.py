@@ -27,8 +27,8 @@ from training.batches import PairBatches
 from training.checkpoint_folder import FORMAT_VERSION, Description, PromptChoice, write_checkpoint
 from training.errors import TrainingError
 from training.loss_plot import plot_losses
-from training.memory import bytes_per_note, free_bytes, notes_that_fit
-from training.note_rows import RowBuilder, pad_rows
+from training.memory import bytes_per_note, bytes_per_trained, free_bytes, notes_that_fit
+from training.note_rows import ANSWER_TOKENS, RowBuilder, pad_rows
 from training.run_folder import RunFolder, RunRecord
 from training.step import Weights, backward, measure
 from training.training_data import DataFiles, PairedNotes, TrainingData, read_training_data
@@ -39,7 +39,6 @@ from training.whitening import whitening_projection
 __all__ = ["Outcome", "TrainingPlan", "train"]
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate")
-_ANSWER_ROOM = 24
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,8 @@ class _Training:
             batch_size=None,
             # On a GPU, the next batches are made while this one is computed.
             num_workers=2 if accelerator.device.type == "cuda" else 0,
+            # Its own: a loader draws a number as it begins, and dropout would fall elsewhere in a resumed run.
+            generator=torch.Generator(),
         )
         line = self._last_line()
         tokens, seconds = line.get("tokens", 0), line.get("seconds", 0.0)
@@ -158,9 +159,17 @@ class _Training:
         for step, batch in enumerate(loader, start + 1):
             began = time.monotonic()
             self._model.train()
+            # Dropout is a function of seed, step and process as well: a resumed run needs no state of it.
+            torch.manual_seed(_seed_of(settings.seed, step, accelerator.process_index))
             losses = backward(self._model, wrapped, batch, self._weights, chunk, accelerator)
             norm = accelerator.clip_grad_norm_(trained, settings.max_gradient_norm)
             rate = scheduler.get_last_lr()[0]
+            if not (np.isfinite(losses.loss) and torch.isfinite(norm)):
+                # Before it reaches the weights, and with them a state that every start would go on from.
+                raise TrainingError(
+                    f"step {step}: the loss is {losses.loss}, its gradient {float(norm)}; lower training.learning_rate "
+                    "or training.temperature"
+                )
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
@@ -176,10 +185,6 @@ class _Training:
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
             }
-            if not np.isfinite(losses.loss):
-                raise TrainingError(
-                    f"step {step}: the loss is {losses.loss}; lower training.learning_rate or training.temperature"
-                )
             self._tell(line)
             last = step == settings.steps
             if last or step % settings.validate_every == 0:
@@ -226,7 +231,7 @@ class _Training:
             checkpointing=settings.gradient_checkpointing,
             bytes_per_number=2 if self._accelerator.mixed_precision == "bf16" else 4,
         )
-        chunk = notes_that_fit(per_note, free_bytes(self._accelerator.device), batch)
+        chunk = notes_that_fit(per_note, self._free_bytes(), batch)
         if chunk < batch:
             self._watch.say(
                 f"memory: the {batch} notes of a batch go through the model {chunk} at a time, which costs a "
@@ -237,7 +242,19 @@ class _Training:
     def _longest_row(self) -> int:
         """Ids of a note that fills its budget; the instruction is read once per chunk, but where nothing is cached."""
         prefix = len(self._builder.prefix_ids) if self._settings.gradient_checkpointing else 0
-        return prefix + self._builder.longest_question + _ANSWER_ROOM
+        return prefix + self._builder.longest_question + ANSWER_TOKENS
+
+    def _free_bytes(self) -> int:
+        """What is left for activations, the same for every process: chunked and whole batches talk in another order."""
+        device = self._accelerator.device
+        free = free_bytes(device)
+        if device.type == "cpu":
+            free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        trained = sum(part.numel() for part in self._model.parameters() if part.requires_grad)
+        free -= trained * bytes_per_trained(
+            autocast=self._accelerator.mixed_precision == "bf16", processes=self._accelerator.num_processes
+        )
+        return int(self._accelerator.gather(torch.tensor([max(free, 0)], device=device)).min())
 
     @torch.no_grad()
     def _whiten(self) -> None:
@@ -282,6 +299,7 @@ class _Training:
         description = Description(
             format_version=FORMAT_VERSION,
             base="./base" if self._adapter is None else self._plan.base,
+            base_revision=getattr(self._base.model.config, "_commit_hash", None) if self._adapter is not None else None,
             embedding_dim=self._settings.embedding_dim,
             adapter=self._adapter is not None,
             prompt=self._prompt,
@@ -306,7 +324,9 @@ class _Training:
 
 def _accelerator(settings: TrainingSettings) -> Accelerator:
     bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        settings.precision == "auto"
+        and torch.cuda.is_available()
+        and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     # Told to use the CPU, accelerate makes a group of torchrun's processes there too; else each would train on its own.
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
@@ -343,6 +363,10 @@ def _validation_batch(validation: PairedNotes, builder: RowBuilder, plan: Traini
     pairs = min(plan.settings.validation_pairs, len(validation.pairs))
     settings = plan.settings.model_copy(update={"batch_pairs": pairs, "seed": 0, "steps": 1})
     return PairBatches(validation.notes, validation.pairs, builder, settings, categories=frozenset(plan.categories))[0]
+
+
+def _seed_of(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
 
 
 def _length(row: Any) -> int:

@@ -54,8 +54,9 @@ def read_training_data(files: DataFiles) -> TrainingData:
         hashes["train_before"] = str(files.train_before)
 
     def may_learn(note: Note) -> bool:
-        young = files.train_before is not None and note.published_at >= files.train_before
-        return not young and (split is None or note.note_id in split["train"])
+        # A note that says no time may be a new one.
+        old = files.train_before is None or 0 < note.published_at < files.train_before
+        return old and (split is None or note.note_id in split["train"])
 
     notes = read_note_table(notes_file, may_learn)
     train = PairedNotes(notes, read_pairs(pairs_file, notes))

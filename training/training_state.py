@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,6 +80,11 @@ def load_state(folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: 
         scheduler.load_state_dict(progress["scheduler"])
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise TrainingError(f"state {folder}: cannot be read: {error}; remove it, or start anew with --force") from None
+    except UnpicklingError:
+        # What torch says is an essay, and advises to trust the file.
+        raise TrainingError(
+            f"state {folder}: cannot be read: {_PROGRESS} is damaged; remove it, or start anew with --force"
+        ) from None
     torch.set_rng_state(progress["random"])
     if torch.cuda.is_available() and len(progress["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(progress["random_cuda"])

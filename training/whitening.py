@@ -14,6 +14,8 @@ __all__ = ["whitening_projection"]
 
 # Directions in which the notes hardly differ are noise: they are not blown up to the size of the others.
 _FLOOR = 1e-4
+# Where they do not differ at all, there is no largest either.
+_LEAST = 1e-12
 
 
 def whitening_projection(hidden: Tensor, dim: int) -> nn.Linear:
@@ -29,7 +31,7 @@ def whitening_projection(hidden: Tensor, dim: int) -> nn.Linear:
     values, vectors = values.flip(0)[:dim], vectors.flip(1)[:, :dim]
     # eigh leaves the sign open: fixed here, so that the same notes give the same projection.
     vectors = vectors * torch.sign(vectors[vectors.abs().argmax(dim=0), torch.arange(dim)])
-    weight = (vectors / values.clamp_min(_FLOOR * values[0]).sqrt()).T
+    weight = (vectors / values.clamp_min(max(_FLOOR * float(values[0]), _LEAST)).sqrt()).T
     projection = nn.Linear(hidden.shape[1], dim)
     with torch.no_grad():
         projection.weight.copy_(weight)

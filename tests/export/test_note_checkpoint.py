@@ -236,15 +236,19 @@ def test_numbers_that_are_not_finite_are_refused(folder: Path) -> None:
     assert refusal(folder).endswith("holds numbers that are not finite")
 
 
-def test_writing_replaces_whole(written: tuple[Path, PeftModel, nn.Linear], tied: Tiny, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_writing_replaces_a_checkpoint_and_nothing_else(
+    written: tuple[Path, PeftModel, nn.Linear], tied: Tiny, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
     out.mkdir()
-    (out / "left-over").touch()
+    (out / "metrics.jsonl").write_text("of the run")
+    (out / "projection.safetensors").write_text("of an earlier checkpoint")
     model, projection, tokenizer, emb = adapted(tied.checkpoint)
     write_checkpoint(out, describe(tied.checkpoint), model, projection, tokenizer)
     names = {file.name for file in out.iterdir()}
-    assert "left-over" not in names
+    assert not [name for name in names if name.startswith(".")], "nothing half-made is left"
     assert "tokenizer.json" in names
+    assert (out / "metrics.jsonl").read_text() == "of the run"
     assert load_checkpoint(str(out)).token_ids.emb == emb
 
 

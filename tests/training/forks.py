@@ -1,4 +1,4 @@
-"""Processes that may be killed, or form a group: forked from one that has imported torch already, so they start at once."""
+"""Processes that may be killed, or form a group: forked from one that has imported torch, so they start at once."""
 
 from __future__ import annotations
 

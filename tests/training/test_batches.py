@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -50,7 +50,9 @@ class Listed(NoteTable):
         return self._notes[row]
 
 
-def told(pairs: list[Pair], scores: list[float] | None = None, *, notes: list[Note] = NOTES, **given: Any) -> PairBatches:
+def told(
+    pairs: list[Pair], scores: list[float] | None = None, *, notes: list[Note] = NOTES, **given: Any
+) -> PairBatches:
     more = {name: given.pop(name) for name in ("rank", "processes", "redraw_partners") if name in given}
     return PairBatches(
         Listed(notes), pair_table(pairs, scores, notes=len(notes)), Told(),
@@ -184,8 +186,8 @@ class TestFalseNegatives:
 
 
 class TestTasks:
-    FULL = [replace(note, hashtags=["autumn"], category="art", title="words") for note in NOTES]
-    PAIRS = [(n, n + 12) for n in range(12)]
+    FULL: ClassVar = [replace(note, hashtags=["autumn"], category="art", title="words") for note in NOTES]
+    PAIRS: ClassVar = [(n, n + 12) for n in range(12)]
 
     def share(self, notes: list[Note], **given: Any) -> dict[int, float]:
         """Of each task (1 hashtags, 2 category, 3 none), over 100 batches of 16 notes."""

@@ -53,7 +53,9 @@ def gather_and_lose(rank: int, out: Path) -> None:
     loss = contrastive_loss(gather_rows(own), PARTNER, masked(), warmth)
     loss.backward()  # type: ignore[no-untyped-call]
     counts = gather_rows(torch.tensor([rank, 7]))
-    torch.save({"loss": loss.detach(), "rows": own.grad, "temperature": warmth.grad, "counts": counts}, out / f"{rank}.pt")
+    torch.save(
+        {"loss": loss.detach(), "rows": own.grad, "temperature": warmth.grad, "counts": counts}, out / f"{rank}.pt"
+    )
 
 
 def step_in_a_group(rank: int, size: int, tiny_base: Path, out: Path) -> None:

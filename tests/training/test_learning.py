@@ -1,4 +1,4 @@
-"""A training learns what there is to learn, and cannot learn what is not there: the set of ``notellm train --smoke``."""
+"""A training learns what there is to learn, and cannot learn what is not there."""
 
 from __future__ import annotations
 

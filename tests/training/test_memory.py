@@ -18,8 +18,8 @@ from training.memory import bytes_per_note, free_bytes, notes_that_fit
 CONFIG = SimpleNamespace(
     hidden_size=10, num_hidden_layers=3, intermediate_size=20, num_attention_heads=2, vocab_size=100
 )
-# One layer of one token: 20 * 10 + 8 * 20 + 4 * 2 * 7 tokens = 416 numbers. Logits: 3 * 24 * 100 floats.
-LAYER, LOGITS = 416, 28_800
+# One layer of one token: 20 * 10 + 8 * 20 + 4 * 2 * 7 tokens = 416 numbers. Logits: 3 * 48 * 100 floats.
+LAYER, LOGITS = 416, 57_600
 
 
 def test_a_note_needs_every_layer_or_with_checkpointing_one_and_the_seams() -> None:

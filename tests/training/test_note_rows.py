@@ -17,12 +17,27 @@ from notellm.messages import Note
 from notellm.prompt import PromptBuilder, PromptLimits, load_template
 from tests.training.tiny_set import builder_of
 from training.base_model import Base, load_base
-from training.note_rows import NO_LABEL, HeldBack, NoteRow, NoteRows, pad_rows
+from training.note_rows import ANSWER_TOKENS, NO_LABEL, HeldBack, NoteRow, NoteRows, pad_rows
 
-NOTE = Note(note_id="n", title="Kyoto", content="a walk", hashtags=["autumn", "temple", "红叶", "🍁"], category="travel")
+NOTE = Note(
+    note_id="n", title="Kyoto", content="a walk", hashtags=["autumn", "temple", "红叶", "🍁"], category="travel"
+)
 TAGS_ONLY = replace(NOTE, title=" ", content="\n")
 EACH = pytest.mark.parametrize("held_back", get_args(HeldBack))
-TAGS = ["autumn", "temple", "红叶", "🍁", "Autumn", "late autumn", '"quoted"', "back\\slash", "café", "[EMB]", "a", "#b"]
+TAGS = [
+    "autumn",
+    "temple",
+    "红叶",
+    "🍁",
+    "Autumn",
+    "late autumn",
+    '"quoted"',
+    "back\\slash",
+    "café",
+    "[EMB]",
+    "a",
+    "#b",
+]
 texts = st.text('ab é红🍁"\\\n[EMB]', max_size=30)
 notes = st.builds(
     Note,
@@ -50,11 +65,33 @@ def draws(seed: int = 0) -> np.random.Generator:
 
 
 def split(row: NoteRow, prompts: PromptBuilder, note: Note) -> tuple[list[str], list[str]]:
-    """The hashtags of a row's prompt, and those of its answer: the prompt has to be the one of the note without them."""
+    """The hashtags of a row's prompt, and those of its answer: the prompt has to be that of the note without them."""
     asked = prompts.decode(row.ids[row.answer_from : -1]).strip().split(", ")
     kept = [tag for tag in note.hashtags if tag not in asked]
     assert row.ids[: row.answer_from] == [*prompts.build(replace(note, hashtags=kept)).ids, *prompts.hashtags_ids]
     return kept, asked
+
+
+class TestAnswersOfStrangers:
+    """A batch is as wide as its widest row, and a note's hashtags may be 32 of 64 characters."""
+
+    def test_an_answer_ends_with_the_hashtags_that_fit(self, base: Base, prompts: PromptBuilder) -> None:
+        note = replace(NOTE, hashtags=[f"{n:02d}" + "红" * 3 for n in range(32)])
+        row = builder_of(base, "all").row(note, "hashtags", draws())
+        told = len(row.ids) - row.answer_from
+        assert ANSWER_TOKENS / 2 < told <= ANSWER_TOKENS
+        assert row.ids[-1] == base.token_ids.eos[0]
+        said = prompts.decode(row.ids[row.answer_from : -1]).strip().split(", ")
+        assert 0 < len(said) < 32
+        assert said == note.hashtags[: len(said)]
+        # Those that did not fit are not given away either.
+        assert row.ids[: row.embed_at + 1] == prompts.build(replace(note, hashtags=[])).ids
+
+    def test_a_hashtag_that_does_not_fit_alone_is_not_asked_for(self, base: Base, prompts: PromptBuilder) -> None:
+        note = replace(NOTE, hashtags=["红" * 64])
+        row = builder_of(base, "all").row(note, "hashtags", draws())
+        assert row.answer_from == len(row.ids) == row.embed_at + 1
+        assert row.ids == prompts.build(replace(note, hashtags=[])).ids
 
 
 class TestRow:

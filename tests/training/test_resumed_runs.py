@@ -180,7 +180,13 @@ class TestKilledRun:
         same_end(broken.out, unbroken.run)
 
     def test_that_trains_the_whole_base_goes_on_too(self, plan: TrainingPlan, tmp_path: Path) -> None:
-        changes = {"method": "full", "steps": 4, "projection_start": "random", "weight_decay": 0.1, "learning_rate": 1e-3}
+        changes = {
+            "method": "full",
+            "steps": 4,
+            "projection_start": "random",
+            "weight_decay": 0.1,
+            "learning_rate": 1e-3,
+        }
         whole = replace(plan, out=tmp_path / "whole", settings=SETTINGS.model_copy(update=changes))
         broken = replace(whole, out=tmp_path / "broken")
         assert train(whole, Watch()).done
@@ -211,7 +217,9 @@ class TestOtherSettings:
     def test_are_refused_by_name(self, unfinished: TrainingPlan, name: str, was: str, now: float) -> None:
         before = (unfinished.out / "run.json").read_bytes()
         changed = replace(unfinished, settings=SETTINGS.model_copy(update={name: now}))
-        with pytest.raises(TrainingError, match=rf"was started with training\.{name} {was}, now it is {now}; .*--force"):
+        with pytest.raises(
+            TrainingError, match=rf"was started with training\.{name} {was}, now it is {now}; .*--force"
+        ):
             train(changed, Watch())
         assert (unfinished.out / "run.json").read_bytes() == before
 
@@ -250,13 +258,17 @@ class TestFinishedRun:
 
 def test_nothing_to_learn_from_is_refused(plan: TrainingPlan, tmp_path: Path) -> None:
     neither = SETTINGS.model_copy(update={"contrastive": False, "generative_weight": 0.0})
-    with pytest.raises(TrainingError, match=r"training\.generative_weight: 0 is not allowed with .*contrastive = false"):
+    with pytest.raises(
+        TrainingError, match=r"training\.generative_weight: 0 is not allowed with .*contrastive = false"
+    ):
         train(replace(plan, out=tmp_path / "run", settings=neither), Watch())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_run(plan: TrainingPlan, tmp_path: Path) -> None:
-    wild = SETTINGS.model_copy(update={"learning_rate": 1.0, "max_gradient_norm": 1e30, "steps": 2, "warmup_share": 0.0})
+    wild = SETTINGS.model_copy(
+        update={"learning_rate": 1.0, "max_gradient_norm": 1e30, "steps": 2, "warmup_share": 0.0}
+    )
     poisoned = replace(plan, out=tmp_path / "run", settings=wild.model_copy(update={"generative_weight": 1e300}))
     with pytest.raises(TrainingError, match=r"step 1: the loss is (nan|inf); lower training\.learning_rate or"):
         train(poisoned, Watch())

@@ -74,7 +74,9 @@ def close(found: Gradients, expected: Gradients) -> None:
     for name, gradient in found.items():
         scale = float(expected[name].abs().max())
         assert scale > 0, name
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=2e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=2e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("chunk", [2 * PAIRS, 3])

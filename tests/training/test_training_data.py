@@ -58,7 +58,9 @@ def test_nothing_of_another_part_or_of_a_later_time_is_ever_in_reach(
     files = DataFiles(files.pairs, files.notes, files.split if with_split else None, before)
     of = dict(zip(IDS, notes, strict=True))
     allowed = [
-        each for each in IDS if (not with_split or of[each][0] == "train") and (before is None or of[each][1] < before)
+        each
+        for each in IDS
+        if (not with_split or of[each][0] == "train") and (before is None or 0 < of[each][1] < before)
     ]
     wanted = [(a, b) for a, b in pairs if a in allowed and b in allowed and a != b]
     if not wanted:
@@ -85,6 +87,14 @@ def test_a_note_of_the_very_moment_is_too_young(tmp_path: Path) -> None:
     assert ids_of(data.train) == [("n0", "n2")]
 
 
+def test_a_note_that_says_no_time_may_be_a_new_one(tmp_path: Path) -> None:
+    lines = [{"note_id": "a", "title": "a"}, *({"note_id": each, "title": each, "published_at": 1} for each in "bc")]
+    pairs = [{"source_id": "a", "target_id": "b"}, {"source_id": "b", "target_id": "c"}]
+    files = json_lines(tmp_path / "pairs.jsonl", pairs), json_lines(tmp_path / "notes.jsonl", lines)
+    assert ids_of(read_training_data(DataFiles(*files)).train) == [("a", "b"), ("b", "c")]
+    assert ids_of(read_training_data(DataFiles(*files, train_before=5)).train) == [("b", "c")]
+
+
 def test_an_edit_that_came_too_late_leaves_what_was_known_then(tmp_path: Path) -> None:
     lines = [
         {"note_id": "a", "title": "as it was", "published_at": 1},
@@ -100,7 +110,7 @@ def test_an_edit_that_came_too_late_leaves_what_was_known_then(tmp_path: Path) -
 
 
 def test_a_run_knows_its_files_by_their_hashes(tmp_path: Path) -> None:
-    notes: list[tuple[str | None, int]] = [("train", 0)] * 10
+    notes: list[tuple[str | None, int]] = [("train", 1)] * 10
     files = write(tmp_path, notes, [("n0", "n1")])
     assert files.notes is not None
     assert files.split is not None

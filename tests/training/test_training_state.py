@@ -32,7 +32,7 @@ class Training:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
-        return float(loss)
+        return loss.item()
 
     def save(self, folder: Path, step: int, keep: int = 2) -> None:
         save_state(folder, step, self.model, self.optimizer, self.scheduler, keep=keep)
@@ -96,7 +96,9 @@ class TestRefused:
 
     def test_where_its_tensors_have_another_shape(self, tmp_path: Path) -> None:
         Training(1).save(tmp_path, 5)
-        with pytest.raises(TrainingError, match=r"step-00000005: cannot be read: .*remove it, or start anew with --force"):
+        with pytest.raises(
+            TrainingError, match=r"step-00000005: cannot be read: .*remove it, or start anew with --force"
+        ):
             Training(1, width=6).load(tmp_path / "step-00000005")
 
     @pytest.mark.parametrize("name", ["parameters.safetensors", "progress.pt"])
@@ -108,6 +110,10 @@ class TestRefused:
             file.unlink()
         else:
             content = file.read_bytes()
-            file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "other": b"not what it was" * 9}[damage])
-        with pytest.raises(TrainingError, match=r"step-00000005: cannot be read: .*remove it, or start anew with --force"):
+            file.write_bytes(
+                {"empty": b"", "cut": content[: len(content) // 2], "other": b"not what it was" * 9}[damage]
+            )
+        with pytest.raises(
+            TrainingError, match=r"step-00000005: cannot be read: .*remove it, or start anew with --force"
+        ):
             Training(1).load(tmp_path / "step-00000005")

@@ -26,7 +26,7 @@ from training.training_data import DataFiles
 __all__ = ["CATEGORIES", "NOTES", "builder_of", "note_table", "pair_table", "tiny_batches", "tiny_model", "write_files"]
 
 CATEGORIES = ["art", "travel", "food"]
-_WORDS = "amber anchor apple arrow autumn bamboo barley basket beacon birch bottle branch".split()
+_WORDS = ["amber", "anchor", "apple", "arrow", "autumn", "bamboo", "barley", "basket", "beacon", "birch", "bottle"]
 
 
 def _note(number: int) -> Note:
@@ -53,7 +53,9 @@ def note_table(notes: list[Note]) -> NoteTable:
     )
 
 
-def pair_table(pairs: list[tuple[int, int]], scores: list[float] | None = None, *, notes: int = len(NOTES)) -> PairTable:
+def pair_table(
+    pairs: list[tuple[int, int]], scores: list[float] | None = None, *, notes: int = len(NOTES)
+) -> PairTable:
     sources, targets = np.array(pairs, np.int64).T
     return PairTable.of(sources, targets, np.array(scores or [1.0] * len(pairs)), notes)
 
