@@ -39,6 +39,16 @@ def train(
     base: Annotated[
         str, typer.Option(help="smollm2, or a Hugging Face directory or id.", envvar="NOTELLM_CLI_TRAIN_BASE")
     ] = "smollm2",
+    begin: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Begin with what this run has learnt, and not at the base (which must be the same, as must the LoRA's "
+            "rank): newer pairs, or other settings.",
+            envvar="NOTELLM_CLI_TRAIN_FROM",
+            show_default=False,
+        ),
+    ] = None,
     notes: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +90,7 @@ def train(
         typer.Option(
             "--set",
             help="Any setting of [training], name=value; several times. docs/configuration.md lists them.",
+            envvar="NOTELLM_CLI_TRAIN_SET",
             show_default=False,
         ),
     ] = None,
@@ -113,6 +124,7 @@ def train(
     Examples:
       notellm train --pairs build/pairs --out runs/first
       notellm train --pairs build/pairs --split data/split.json --out runs/first --steps 500
+      notellm train --pairs build/pairs --from runs/first --out runs/second --steps 100
       notellm train --pairs pairs.parquet --notes notes.jsonl --base ./my-llama --out runs/mine
       notellm train --pairs build/pairs --out runs/big --set batch_pairs=256 --set gradient_checkpointing=true
       notellm train --smoke --out runs/smoke
@@ -144,6 +156,7 @@ def train(
             out=out_folder,
             categories=default_categories() if categories is None else read_categories(categories),
             settings=chosen,
+            begin=begin,
             force=force,
             redraw_partners=redraw_partners,
         )

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from notellm.bundle import hash_file
 from notellm.prompt import PromptLimits, Template
 from training.errors import CheckpointError
 from training.model import NoteLLM, add_emb_token
@@ -43,6 +44,8 @@ __all__ = [
     "Description",
     "PromptChoice",
     "apply_checkpoint",
+    "begin_from",
+    "checkpoint_id",
     "is_checkpoint",
     "load_projection",
     "read_description",
@@ -198,6 +201,34 @@ def write_checkpoint(
     written.rename(folder / DESCRIPTION)
 
 
+def checkpoint_id(folder: Path) -> str:
+    """Of what was learnt: the sha256 of the adapter's and the projection's. Raises :class:`CheckpointError`."""
+    try:
+        return " ".join(hash_file(folder / name) for name in (_ADAPTER, PROJECTION))
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder}: cannot be read: {error.strerror}") from None
+
+
+def begin_from(folder: Path, adapted: PeftModel, projection: nn.Linear) -> None:
+    """Put what a checkpoint has learnt into an adapter and a projection that are to be trained further, in place.
+
+    Raises :class:`CheckpointError` where it has no adapter, or another one (rank, modules, base).
+    """
+    if not read_description(folder).adapter:
+        raise CheckpointError(f"checkpoint {folder}: was trained as a whole; go on from it with --base {folder / BASE}")
+    found = load_projection(folder, projection.in_features)
+    if found is None or found.weight.shape != projection.weight.shape:
+        size = "none" if found is None else found.out_features
+        raise CheckpointError(
+            f"checkpoint {folder}: its projection makes {size} dimensions, training.embedding_dim is "
+            f"{projection.out_features}"
+        )
+    _fill(adapted, _tensors(folder, _ADAPTER))
+    with torch.no_grad():
+        projection.weight.copy_(found.weight)
+        projection.bias.copy_(found.bias if found.bias is not None else torch.zeros_like(projection.bias))
+
+
 def load_projection(folder: Path, hidden: int) -> nn.Linear | None:
     """``projection.safetensors`` of a folder; None where there is none. Raises :class:`CheckpointError`."""
     if not (folder / PROJECTION).is_file():
@@ -269,6 +300,16 @@ def _merge(folder: Path, base: PreTrainedModel, config: LoraConfig) -> PreTraine
             # peft asks transformers for something by its old name: nothing that our users could do about.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             adapted = get_peft_model(base, config)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{_ADAPTER}: does not fit the base: {_first_line(error)}") from None
+    _fill(adapted, tensors)
+    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    return merged
+
+
+def _fill(adapted: PeftModel, tensors: dict[str, Tensor]) -> None:
+    """Raises :class:`CheckpointError` for a tensor that is missing, not of this adapter, or of another shape."""
+    try:
         loaded: Any = set_peft_model_state_dict(adapted, tensors)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{_ADAPTER}: does not fit the base: {_first_line(error)}") from None
@@ -280,8 +321,6 @@ def _merge(folder: Path, base: PreTrainedModel, config: LoraConfig) -> PreTraine
     if wrong := [*loaded.unexpected_keys, *absent]:
         verdict = "is not of this adapter" if loaded.unexpected_keys else "is missing"
         raise CheckpointError(f"{_ADAPTER}: {wrong[0]} {verdict} ({len(wrong)} such tensors)")
-    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    return merged
 
 
 def _first_line(error: Exception) -> str:

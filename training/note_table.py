@@ -49,8 +49,8 @@ class NoteTable:
 def read_note_table(file: Path, wanted: Wanted = lambda note: True) -> NoteTable:
     """JSON Lines as on the ``notes`` topic, or a snapshot's Parquet; read in parts, and only what is ``wanted`` kept.
 
-    Of a note's versions the last that is wanted counts: with a moment before which it may be learnt from, what was known
-    then. Raises :class:`TrainingDataError` that names file and line or row, or column.
+    Of a note's versions the last that is wanted counts: where notes are taken by time, what was known then. Raises
+    :class:`TrainingDataError` that names file and line or row, or column.
     """
     parts = _parquet(file) if file.suffix == ".parquet" else _json_lines(file)
     batches = [_batch([note for note in part if wanted(note)]) for part in parts]

@@ -16,7 +16,7 @@ __all__ = ["RECALL", "SMOKE_SETTINGS", "write_smoke_data"]
 # What recall@1 within the batch has to pass.
 RECALL: Final = 0.9
 SMOKE_SETTINGS: Final[Mapping[str, Any]] = {
-    "steps": 20,
+    "steps": 14,
     "batch_pairs": 16,
     "note_tokens": 32,
     "learning_rate": 1e-3,

@@ -24,7 +24,15 @@ from notellm.settings import TrainingSettings
 from training.adaptation import adapt, trainable_groups
 from training.base_model import Base, load_base
 from training.batches import PairBatches
-from training.checkpoint_folder import FORMAT_VERSION, Description, PromptChoice, write_checkpoint
+from training.checkpoint_folder import (
+    FORMAT_VERSION,
+    Description,
+    PromptChoice,
+    begin_from,
+    checkpoint_id,
+    read_description,
+    write_checkpoint,
+)
 from training.errors import TrainingError
 from training.loss_plot import plot_losses
 from training.memory import bytes_per_note, bytes_per_trained, free_bytes, notes_that_fit
@@ -43,13 +51,17 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """``redraw_partners`` is a control: pairs get other partners at every step, so that nothing can be learnt."""
+    """``begin``: a checkpoint's folder to go on from, of the same base, method and rank; None begins at the base.
+
+    ``redraw_partners`` is a control: pairs get other partners at every step, so that nothing can be learnt.
+    """
 
     base: str
     files: DataFiles
     out: Path
     categories: list[str]
     settings: TrainingSettings
+    begin: Path | None = None
     force: bool = False
     redraw_partners: bool = False
 
@@ -98,6 +110,13 @@ class _Training:
         )
         self._builder = _row_builder(self._base, self._prompt, settings)
         self._model, self._adapter = adapt(self._base, settings)
+        if plan.begin is not None:
+            if self._adapter is None:
+                raise TrainingError(
+                    '--from: is for training.method = "lora"; a whole base goes on with --base RUN/base'
+                )
+            assert isinstance(self._model.projection, nn.Linear)
+            begin_from(plan.begin, self._adapter, self._model.projection)
 
     def run(self) -> Outcome:
         settings, watch = self._settings, self._watch
@@ -108,7 +127,8 @@ class _Training:
         )
         state = newest_state(self._folder.states)
         self._model.to(self._accelerator.device)
-        if state is None and settings.projection_start == "whitened" and settings.contrastive:
+        fresh = state is None and self._plan.begin is None
+        if fresh and settings.projection_start == "whitened" and settings.contrastive:
             watch.say("whitening the projection")
             self._whiten()
         optimizer = torch.optim.AdamW(
@@ -308,6 +328,7 @@ class _Training:
                 "base": self._base.name,
                 "settings": self._settings.model_dump(),
                 "data": self._data.sha256,
+                "from": None if self._plan.begin is None else read_description(self._plan.begin).training,
                 "pairs": len(self._data.train.pairs),
                 "notes": len(self._data.train.notes.rows),
                 "last_step": line,
@@ -350,7 +371,7 @@ def _row_builder(base: Base, prompt: PromptChoice, settings: TrainingSettings) -
 def _record(plan: TrainingPlan, data: TrainingData, processes: int) -> RunRecord:
     return RunRecord(
         base=plan.base,
-        data=data.sha256,
+        data=data.sha256 if plan.begin is None else {**data.sha256, "from": checkpoint_id(plan.begin)},
         processes=processes,
         categories=plan.categories,
         settings=plan.settings.model_dump(),

@@ -3,7 +3,7 @@
 ::
 
     RUN/states/step-00000050/    parameters.safetensors   what is trained, and nothing else
-                                 progress.pt              optimiser, schedule, random numbers
+                                 progress.pt              optimiser, schedule
 """
 
 from __future__ import annotations
@@ -40,12 +40,7 @@ def save_state(
     partial.mkdir(parents=True)
     trained = {name: part.detach().contiguous() for name, part in model.named_parameters() if part.requires_grad}
     save_file(trained, partial / _PARAMETERS)
-    progress = {
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    progress = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
     torch.save(progress, partial / _PROGRESS)
     for file in partial.iterdir():
         # A rename may reach the disk before the files do.
@@ -85,6 +80,3 @@ def load_state(folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: 
         raise TrainingError(
             f"state {folder}: cannot be read: {_PROGRESS} is damaged; remove it, or start anew with --force"
         ) from None
-    torch.set_rng_state(progress["random"])
-    if torch.cuda.is_available() and len(progress["random_cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(progress["random_cuda"])

@@ -19,7 +19,7 @@ from notellm.settings import TrainingSettings
 from tests.training.forks import run_forked
 from tests.training.tiny_set import CATEGORIES, write_files
 from training.checkpoint_folder import is_checkpoint
-from training.errors import TrainingError
+from training.errors import CheckpointError, TrainingError
 from training.train import Outcome, TrainingPlan, train
 from training.training_data import DataFiles
 from training.watch import Watch
@@ -265,11 +265,33 @@ def test_nothing_to_learn_from_is_refused(plan: TrainingPlan, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_another_run_may_begin_with_what_one_has_learnt(plan: TrainingPlan, unbroken: Outcome, tmp_path: Path) -> None:
+    short = SETTINGS.model_copy(
+        update={"steps": 1, "seed": 3, "learning_rate": 1e-30, "projection_learning_rate": 1e-30}
+    )
+    second = replace(plan, out=tmp_path / "second", begin=unbroken.run, settings=short)
+    train(second, Watch())
+    # It learns next to nothing: what was learnt before comes out as it went in.
+    for name in ("adapter_model.safetensors", "projection.safetensors"):
+        before, after = load_file(unbroken.run / name), load_file(second.out / name)
+        assert before.keys() == after.keys()
+        assert all(torch.allclose(before[key], after[key], rtol=0, atol=1e-20) for key in before)
+    other_rank = short.model_copy(update={"lora_rank": 3})
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: does not fit the base"):
+        train(replace(second, out=tmp_path / "third", settings=other_rank), Watch())
+    other_size = short.model_copy(update={"embedding_dim": 4})
+    with pytest.raises(CheckpointError, match=r"its projection makes 8 dimensions, training\.embedding_dim is 4"):
+        train(replace(second, out=tmp_path / "fourth", settings=other_size), Watch())
+    with pytest.raises(TrainingError, match=r'--from: is for training\.method = "lora"'):
+        train(replace(second, out=tmp_path / "fifth", settings=short.model_copy(update={"method": "full"})), Watch())
+
+
 def test_a_loss_that_is_no_number_ends_the_run(plan: TrainingPlan, tmp_path: Path) -> None:
     wild = SETTINGS.model_copy(
         update={"learning_rate": 1.0, "max_gradient_norm": 1e30, "steps": 2, "warmup_share": 0.0}
     )
     poisoned = replace(plan, out=tmp_path / "run", settings=wild.model_copy(update={"generative_weight": 1e300}))
-    with pytest.raises(TrainingError, match=r"step 1: the loss is (nan|inf); lower training\.learning_rate or"):
+    with pytest.raises(TrainingError, match=r"step 1: the loss is (nan|inf), its gradient nan; lower training"):
         train(poisoned, Watch())
     assert not is_checkpoint(poisoned.out)
+    assert not any((poisoned.out / "states").glob("*")), "nothing that every later start would go on from"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,6 @@ from training.step import BatchLosses, Weights, backward, measure
 BOTH = Weights(contrastive=True, generative=0.5)
 PAIRS = 4
 Gradients = dict[str, Tensor]
-# training/adaptation.py calls it by the name that transformers will take away in its version 6.
-old_name = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,6 @@ class TestStep:
 
 
 class TestChunks:
-    @old_name
     @pytest.mark.parametrize("settings", [{}, {"method": "full"}, {"gradient_checkpointing": True}], ids=str)
     def test_of_any_size_give_the_same(
         self, tiny_base: Path, accelerator: Accelerator, settings: dict[str, Any]
@@ -141,12 +140,22 @@ class TestChunks:
             assert vars(losses) == pytest.approx(vars(whole), rel=1e-5)
             close(found, expected)
 
-    @old_name
-    @pytest.mark.parametrize("settings", [{"lora_dropout": 0.4}, {"lora_dropout": 0.4, "gradient_checkpointing": True}])
+    @pytest.mark.parametrize("attention_dropout", [0.0, 0.3])
+    @pytest.mark.parametrize(
+        "settings", [{"lora_dropout": 0.4}, {}, {"lora_dropout": 0.4, "gradient_checkpointing": True}]
+    )
     def test_meet_the_same_dropout_when_they_come_again(
-        self, tiny_base: Path, accelerator: Accelerator, settings: dict[str, Any]
+        self,
+        tiny_base: Path,
+        tmp_path: Path,
+        accelerator: Accelerator,
+        settings: dict[str, Any],
+        attention_dropout: float,
     ) -> None:
-        model, batch = model_and_batch(tiny_base, **settings)
+        base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**config, "attention_dropout": attention_dropout}))
+        model, batch = model_and_batch(base, **settings)
         losses, found = step(model, batch, accelerator, 3)
         after = torch.get_rng_state()
         # The same parts, each through the model once, in one graph.
@@ -175,7 +184,6 @@ class TestChunks:
         close(gradients(model), once)
 
 
-@old_name
 def test_activations_computed_again_give_the_same(tiny_base: Path, accelerator: Accelerator) -> None:
     kept, expected = step(*model_and_batch(tiny_base), accelerator, 2 * PAIRS)
     losses, found = step(*model_and_batch(tiny_base, gradient_checkpointing=True), accelerator, 2 * PAIRS)

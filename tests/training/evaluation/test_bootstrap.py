@@ -31,7 +31,8 @@ def test_the_mean_is_over_values_not_over_people() -> None:
 def test_people_are_drawn_each_with_all_that_is_theirs() -> None:
     # Three people of unequal many values: all 27 draws, each as likely, give the quantiles.
     people = [[1.0, 1.0, 1.0, 0.0], [0.0, 0.0], [5.0]]
-    draws = sorted(np.mean(list(itertools.chain(*drawn))) for drawn in itertools.product(people, repeat=3))
+    drawn = [list(itertools.chain(*three)) for three in itertools.product(people, repeat=3)]
+    draws = sorted(sum(values) / len(values) for values in drawn)
     values = list(itertools.chain(*people))
     found = only(bootstrap_means(values, [0, 0, 0, 0, 1, 1, 2], seed=1, resamples=4_000))
     # The first and the last of 27 are beyond the 2.5th and 97.5th percentile (1/27 is 3.7 %), so both are reached.

@@ -34,7 +34,7 @@ TAGS = {note.title: Tags(note.hashtags[:1], note.category) for note in NOTES} | 
 LOG = [(f"u{user}", IDS[(user * 5 + step) % 12], 1000 + 10 * step + user) for user in range(4) for step in range(7)] + [
     ("u0", "gone", 5)
 ]
-TIMES = {"train_end": 1020, "test_start": 1040}
+TIMES: dict[str, Any] = {"train_end": 1020, "test_start": 1040}
 
 
 def evaluated(reader: WordReader, base: WordReader | None = None, **changes: Any) -> Evaluation:

@@ -28,12 +28,27 @@ from training.evaluation.item_to_item import RetrievalRow, evaluate_item_to_item
 
 quickly = settings(max_examples=15, deadline=None, derandomize=True)
 VECTORS = [[x, y, z] for x in range(-1, 2) for y in range(-1, 2) for z in range(-1, 2)]
-TIMES = {"train_end": 6, "test_start": 8}
 Scores = Callable[[str], dict[str, Any]]
 
 
 def bare(ids: Sequence[str]) -> list[Note]:
     return [Note(note_id=note_id, title=f"word{place % 4} another") for place, note_id in enumerate(ids)]
+
+
+# One person's walk over six notes, and another's; f is cold.
+LOG = [("u", note, at) for at, note in enumerate("abcde")] + [
+    ("v", "a", 2),
+    ("v", "b", 8),
+    ("v", "f", 9),
+    ("w", "a", 1),
+]
+
+
+def evaluated(
+    embeddings: dict[str, Any], log: Sequence[Click] = LOG, notes: Sequence[str] = "abcdef", **changes: Any
+) -> list[RetrievalRow]:
+    options: dict[str, Any] = {"train_end": 6, "test_start": 8, "seed": 1, "resamples": 200, **changes}
+    return evaluate_item_to_item(bare(notes), click_arrays(log), embeddings=embeddings, **options)
 
 
 def slow_systems(notes: Sequence[str], learnt: Sequence[Click], vectors: Sequence[Sequence[int]]) -> dict[str, Scores]:
@@ -77,10 +92,8 @@ def test_every_system_ranks_as_the_obvious_reading(drawn: tuple[list[str], list[
     assume(wanted)
     vectors = data.draw(st.lists(st.sampled_from(VECTORS), min_size=len(notes), max_size=len(notes)))
     systems = slow_systems(notes, [click for click in known if click[2] < 6], vectors)
-    rows = evaluate_item_to_item(
-        bare(notes), click_arrays(log), **TIMES, embeddings={"mine": np.array(vectors)},
-        baselines=set(systems) - {"mine"}, seed=1, resamples=2,
-    )  # fmt: skip
+    embeddings = {"mine": np.array(vectors)}
+    rows = evaluated(embeddings, log, notes, baselines=set(systems) - {"mine"}, resamples=2)
     assert [row.name for row in rows] == list(systems)
     for row in rows:
         asked = zip(row.asked.queries, row.asked.targets, strict=True)
@@ -96,20 +109,6 @@ def test_every_system_ranks_as_the_obvious_reading(drawn: tuple[list[str], list[
             ranks = [slow[query, target] for _, query, target, cold in wanted if cold in members]
             found = {name: interval.value for name, interval in row.metrics[group].items()}  # type: ignore[index]
             assert found == (pytest.approx(slow_metrics(ranks)) if ranks else {})
-
-
-# One person's walk over six notes, and another's; f is cold.
-LOG = [("u", note, at) for at, note in enumerate("abcde")] + [
-    ("v", "a", 2),
-    ("v", "b", 8),
-    ("v", "f", 9),
-    ("w", "a", 1),
-]
-
-
-def evaluated(embeddings: dict[str, Any], **changes: Any) -> list[RetrievalRow]:
-    options: dict[str, Any] = {**TIMES, "embeddings": embeddings, "seed": 1, "resamples": 200, **changes}
-    return evaluate_item_to_item(bare("abcdef"), click_arrays(LOG), **options)
 
 
 def test_models_come_first_then_the_baselines_in_their_own_order() -> None:
@@ -135,9 +134,8 @@ def test_intervals_are_of_people() -> None:
 
 
 def test_the_difference_is_that_of_the_values_query_by_query() -> None:
-    log_of_two = {"train_end": 1, "test_start": 1}
     near, far = np.array([[1, place] for place in range(6)]), np.eye(6)[::-1]
-    first, second = evaluated({"near": near, "far": far}, baselines=(), **log_of_two)
+    first, second = evaluated({"near": near, "far": far}, baselines=(), train_end=1, test_start=1)
     found = paired_difference(first, second, seed=1)
     assert first.metrics["all"]["mrr"].value != second.metrics["all"]["mrr"].value
     for group, metrics in found.items():

@@ -12,7 +12,7 @@ from training.evaluation.neighbours import NEIGHBOURS, neighbour_precision
 
 def at(degrees: Sequence[float], lengths: Sequence[float]) -> np.ndarray:
     angles = np.radians(degrees)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(lengths)[:, None]
+    return np.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array(lengths)[:, None])
 
 
 def test_of_five_by_hand() -> None:

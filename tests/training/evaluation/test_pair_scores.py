@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from streams.cooccurrence import PairOptions
 from tests.streams.formula import Click
@@ -69,7 +70,7 @@ def test_by_hand() -> None:
 
 def kept_of(row: Sequence[int]) -> list[int]:
     """Which columns are kept of one row of scores; the ids are ordered as the columns."""
-    matrix = module.csr_array(np.array([row] + [[0] * len(row)] * (len(row) - 1), np.int64))
+    matrix = csr_array(np.array([row] + [[0] * len(row)] * (len(row) - 1), np.int64))
     return sorted(keep_pairs(matrix, np.arange(len(row))).tocoo().col.tolist())
 
 

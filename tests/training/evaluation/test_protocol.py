@@ -46,7 +46,7 @@ def ask(log: Sequence[Click], notes: Sequence[str], *times: int, targets: Target
 
 class TestQuestions:
     @quickly
-    @given(drawn=notes_and_logs(), train_end=st.integers(0, 10), pause=st.integers(0, 5), part=st.booleans())
+    @given(drawn=notes_and_logs(), train_end=st.integers(0, 8), pause=st.integers(0, 4), part=st.booleans())
     def test_are_those_of_the_obvious_reading(
         self, drawn: tuple[list[str], list[Click]], train_end: int, pause: int, part: bool
     ) -> None:
