@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.build import _draft
+from export.build import draft_manifest
 from export.checkpoint import load_checkpoint
 from notellm.bundle import TagLimits
 from notellm.prompt import PromptLimits, load_template
@@ -27,7 +27,7 @@ def version_of(checkpoint: Path, work: Path, **changes: Any) -> str:
     work.mkdir()
     loaded = load_checkpoint(str(checkpoint))
     loaded.tokenizer.backend_tokenizer.save(str(work / "tokenizer.json"))
-    return _draft(replace(plan(checkpoint, work, language="zh"), **changes), loaded, work).model_version
+    return draft_manifest(replace(plan(checkpoint, work, language="zh"), **changes), loaded, work).model_version
 
 
 @pytest.fixture

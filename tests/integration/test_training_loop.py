@@ -51,7 +51,7 @@ SETTINGS = (
     "--set learning_rate=0.003 --set generative_weight=1 --set hashtag_share=0.8 "
     "--set temperature=-3 --set projection_learning_rate=0.0003"
 )
-# One thread: matrices this small only wait for other threads.
+# One thread, here and in each program: matrices this small only wait for other threads.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "NOTELLM_OPERATIONS_PORT": "0", "COLUMNS": "400"}
 # Each metric, and how many are counted in it.
 METRICS = {
@@ -125,6 +125,14 @@ def walk(folder: Path) -> Loop:
     made.notellm(f"train {data} --base ./tiny-llama --out run {SETTINGS}")
     made.program(str(REPOSITORY / "export" / "to_onnx.py"), "--model", "run", "--out", "bundle")
     return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -201,7 +209,7 @@ class TestServing:
         encoder = NoteEncoder.load(loop.path("bundle"), threads=1)
         vectors = [each.embedding.tolist() for each in encoder.encode(loop.notes, embed_only=True)]
         hits = live.search("notes", data=vectors, limit=1, output_fields=["model_version"])
-        assert [found[0]["id"] for found in hits] == [note.note_id for note in loop.notes]
+        assert [found[0]["note_id"] for found in hits] == [note.note_id for note in loop.notes]
         note = loop.notes[5]
         done = run_here(
             "embed",
@@ -216,7 +224,7 @@ class TestServing:
         answer = json.loads(done.stdout)
         assert answer["model_version"] == version
         [[hit]] = live.search("notes", data=[answer["embedding"]], limit=1)
-        assert hit["id"] == note.note_id
+        assert hit["note_id"] == note.note_id
         assert hit["distance"] == pytest.approx(1, abs=1e-4)
 
     def test_the_bundle_reads_notes_as_the_training_did(self, loop: Loop) -> None:
@@ -263,6 +271,7 @@ class TestEvaluate:
     @pytest.fixture(autouse=True)
     def elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("NOTELLM_ENCODER_THREADS", "1")
 
     def test_run_and_bundle_come_to_the_same(self, loop: Loop, tmp_path: Path) -> None:
         reports = []

@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["run_forked", "run_group"]
 
-_SECONDS = 180
+_SECONDS = 300
 _forks = multiprocessing.get_context("forkserver")
 
 

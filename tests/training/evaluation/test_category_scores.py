@@ -18,6 +18,11 @@ def test_by_hand() -> None:
     assert found["macro_f1"].low == found["macro_f1"].high == found["macro_f1"].value
 
 
+def test_a_category_that_no_author_names_is_legal_and_one_that_only_they_name_is_not() -> None:
+    found = category_metrics(["c", "old"], ["old", "a"], categories=CATEGORIES, seed=1)
+    assert (found["accuracy"].value, found["illegal"].value) == (0, 1 / 2)
+
+
 def test_letters_and_blanks_count() -> None:
     found = category_metrics(["A", "b "], ["a", "b"], categories=CATEGORIES, seed=1)
     assert (found["accuracy"].value, found["illegal"].value) == (0, 1)

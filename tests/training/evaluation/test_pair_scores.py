@@ -68,10 +68,10 @@ def test_by_hand() -> None:
     }
 
 
-def kept_of(row: Sequence[int]) -> list[int]:
-    """Which columns are kept of one row of scores; the ids are ordered as the columns."""
+def kept_of(row: Sequence[int], id_order: Sequence[int] | None = None) -> list[int]:
+    """Which columns are kept of one row of scores; the ids are ordered as the columns, unless ``id_order`` says how."""
     matrix = csr_array(np.array([row] + [[0] * len(row)] * (len(row) - 1), np.int64))
-    return sorted(keep_pairs(matrix, np.arange(len(row))).tocoo().col.tolist())
+    return sorted(keep_pairs(matrix, np.array(id_order or range(len(row)))).tocoo().col.tolist())
 
 
 def test_bounds_are_themselves_kept() -> None:
@@ -81,3 +81,4 @@ def test_bounds_are_themselves_kept() -> None:
 
 def test_ten_are_kept_the_best_and_of_those_alike_the_smaller_ids() -> None:
     assert kept_of([0, *[UNIT] * 12, 2 * UNIT]) == [*range(1, 10), 13]
+    assert kept_of([0, *[UNIT] * 12, 2 * UNIT], [*range(13, -1, -1)]) == [*range(4, 13), 13]
