@@ -245,12 +245,20 @@ def test_a_silent_client_is_cut_off(running: Running, monkeypatch: pytest.Monkey
         assert time.monotonic() - began < 3
 
 
+def is_served(running: Running) -> bool:
+    try:
+        return bool(running.verdict("/healthz")[0] == 200)
+    except (http.client.RemoteDisconnected, ConnectionResetError):
+        return False
+
+
 def test_a_flood_of_idle_connections_costs_the_oldest_their_place(running: Running) -> None:
     with ExitStack() as stack:
         clients = [
             stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=5)) for _ in range(100)
         ]
-        assert running.verdict("/healthz")[0] == 200
+        # On a busy machine those that lost their place take a moment to go, and newcomers are turned away.
+        wait_until(lambda: is_served(running), "an answer beside the flood", 5)
         assert clients[0].recv(1) == b""
         wait_until(lambda: operations_threads() <= operations._CONNECTIONS + 1, "threads to end", 5)
 

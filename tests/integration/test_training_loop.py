@@ -142,12 +142,12 @@ def live(loop: Loop, tmp_path: Path) -> Iterator[MilvusClient]:
         tmp_path / "log", "dev", "--data", str(tmp_path / "dev"), "--bundle", str(loop.path("bundle")), env=ENVIRONMENT
     )
     try:
-        dev.wait_for("assigned 0 from", seconds=120)
+        dev.wait_for("assigned 0 from", seconds=300)
         lines = (tmp_path / "dev" / "env").read_text().splitlines()
         env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
         loop.notellm(f"publish notes.jsonl --kafka {env['NOTELLM_KAFKA_BOOTSTRAP_SERVERS']}")
         with closing(MilvusClient(env["NOTELLM_MILVUS_URI"])) as client:
-            wait_until(lambda: settled(client) == len(loop.notes), "all rows with their tags", seconds=120)
+            wait_until(lambda: settled(client) == len(loop.notes), "all rows with their tags", seconds=300)
             yield client
     finally:
         assert dev.stop() == 0, dev.text()

@@ -19,8 +19,8 @@ def test_by_hand() -> None:
 
 
 def test_a_category_that_no_author_names_is_legal_and_one_that_only_they_name_is_not() -> None:
-    found = category_metrics(["c", "old"], ["old", "a"], categories=CATEGORIES, seed=1)
-    assert (found["accuracy"].value, found["illegal"].value) == (0, 1 / 2)
+    found = category_metrics(["c", "c", "old"], ["old", "a", "a"], categories=CATEGORIES, seed=1)
+    assert (found["accuracy"].value, found["illegal"].value) == (0, 1 / 3)
 
 
 def test_letters_and_blanks_count() -> None:
