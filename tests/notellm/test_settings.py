@@ -58,6 +58,40 @@ ALLOWED: dict[str, Any] = {
     "streams.session_timeout_s": 10,
     "streams.stall_s": 120.0,
     "streams.port": 8081,
+    "training.steps": 7,
+    "training.batch_pairs": 64,
+    "training.chunk_notes": 16,
+    "training.gradient_checkpointing": True,
+    "training.precision": "bf16",
+    "training.method": "full",
+    "training.lora_rank": 8,
+    "training.lora_alpha": 16,
+    "training.lora_dropout": 0.1,
+    "training.lora_targets": "q_proj,v_proj",
+    "training.learning_rate": 1e-4,
+    "training.projection_learning_rate": 2e-3,
+    "training.warmup_share": 0.1,
+    "training.schedule": "linear",
+    "training.weight_decay": 0.01,
+    "training.max_gradient_norm": 0.5,
+    "training.embedding_dim": 128,
+    "training.projection_start": "random",
+    "training.whitening_notes": 64,
+    "training.temperature": 1.6,
+    "training.generative_weight": 0.5,
+    "training.contrastive": False,
+    "training.hashtag_share": 0.25,
+    "training.held_back": "some",
+    "training.category_hashtags": 0.75,
+    "training.score_power": 0.5,
+    "training.mask_false_negatives": False,
+    "training.template": "zh",
+    "training.note_tokens": 64,
+    "training.seed": 3,
+    "training.save_every": 5,
+    "training.keep_states": 1,
+    "training.validate_every": 10,
+    "training.validation_pairs": 32,
     "operations.host": "0.0.0.0",
     "operations.port": 8080,
 }
@@ -84,6 +118,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "streams.window_days": (0, "greater than or equal to 1"),
     "streams.future_tolerance_s": (86_401, "less than or equal to 86400"),
     "streams.session_timeout_s": (5, "greater than or equal to 6"),
+    "training.steps": (0, "greater than or equal to 1"),
+    "training.method": ("qlora", "'lora' or 'full'"),
+    "training.hashtag_share": (1.1, "less than or equal to 1"),
+    "training.held_back": ("none", "'one', 'some' or 'all'"),
+    "training.lora_targets": ("", "at least 1 character"),
     "operations.port": (65536, "less than or equal to 65535"),
     "updater.queue_notes": (0, "greater than or equal to 1"),
     "updater.vectors_first": ("perhaps", "valid boolean"),
@@ -199,8 +238,9 @@ def test_unknown_key_of_the_file_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["[kafak]\n", "kafak = 1\n", "kafka = 1\n"])
 def test_unknown_table_of_the_file_is_refused(folder: Path, text: str) -> None:
     line = refusal(toml(folder, text))
+    tables = "[kafka], [milvus], [encoder], [updater], [streams], [training], [operations]"
     assert line.startswith(text.strip("[]\n").split(" ")[0] + ": unknown setting in ")
-    assert line.endswith("allowed are the tables [kafka], [milvus], [encoder], [updater], [streams], [operations]")
+    assert line.endswith(f"allowed are the tables {tables}")
 
 
 @pytest.mark.parametrize(
