@@ -194,7 +194,7 @@ class TestSettings:
         assert error(run_here(*run)).startswith("model '/nowhere'")
         found = settings_of(tmp_path / "run")
         names = ("steps", "batch_pairs", "temperature", "note_tokens", "save_every", "lora_rank")
-        assert [found[name] for name in names] == [20, 16, 2.0, 48, 50, 16]
+        assert [found[name] for name in names] == [14, 16, 2.0, 48, 50, 16]
 
 
 def test_smoke_that_did_not_learn_says_so(tiny_base: Path, tmp_path: Path) -> None:
