@@ -3,8 +3,8 @@
 What is asked, of which system::
 
     hashtags, category   the model, the untrained base; hashtags also of the TF-IDF tagger      scored notes
-    neighbours           the model, the untrained base (centred), MiniLM                        scored notes
-    i2i                  those, and random, popularity, TF-IDF, co-occurrence, the whitened base   all notes, clicks
+    neighbours           the model, the untrained base (centred; whitened), MiniLM              scored notes
+    i2i                  those, and random, popularity, TF-IDF, co-occurrence                   all notes, clicks
 
 *Scored* are the notes of one part of a split (all, without one). Hashtags and category are asked for with the author's
 hashtags withheld from the prompt; embeddings are those of the notes as they were published, as the updater makes them.
