@@ -177,6 +177,10 @@ def write_checkpoint(
     if isinstance(model, PeftModel):
         # Not the table of tokens, which peft would add as [EMB] changed its size: the trained row is in the adapter.
         model.save_pretrained(str(partial), save_embedding_layers=False)
+        # peft names the folder that the base was loaded from: a path of this machine.
+        config = json.loads((partial / _ADAPTER_CONFIG).read_bytes())
+        named = {**config, "base_model_name_or_path": description.base}
+        (partial / _ADAPTER_CONFIG).write_text(json.dumps(named, indent=2) + "\n", "utf-8")
         # A card of peft's with nothing filled in.
         (partial / "README.md").unlink(missing_ok=True)
     else:
