@@ -282,6 +282,9 @@ class TrainingSettings(_Section):
     mask_false_negatives: bool = Field(
         True, description="No negatives: the same note again, the partner again, another known partner."
     )
+    hard_negatives: float = Field(
+        0.0, ge=0, le=2, description="How much more near negatives weigh (b of arXiv 2010.04592); 0: all alike."
+    )
     template: Literal["en", "zh"] = Field("en", description="Language of the prompt.")
     note_tokens: int = Field(128, ge=16, le=4096, description="Tokens that the prompt reads of a note.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="The same seed, data and machine: the same run.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from notellm.settings import TrainingSettings
@@ -72,6 +73,11 @@ def _add_lora(base: Base, settings: TrainingSettings) -> PeftModel:
             # peft asks transformers for something by its old name: nothing that our users could do about.
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             warnings.filterwarnings("ignore", ".*tie_word_embeddings", UserWarning)
-            return get_peft_model(base.model, config)
+            adapter = get_peft_model(base.model, config)
     except ValueError as error:
         raise TrainingError(f"training.lora_targets: {names!r} is not allowed: {str(error).splitlines()[0]}") from None
+    for module in adapter.modules():
+        if isinstance(module, BaseTunerLayer):
+            # Autocast brings input and weight together. peft would first make a copy of every input in float32.
+            module.cast_input_dtype_enabled = False
+    return adapter

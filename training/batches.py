@@ -6,20 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from notellm.messages import Note
 from notellm.settings import TrainingSettings
 from training.note_rows import NoteRows, RowBuilder, Task, pad_rows
 from training.note_table import NoteTable
+from training.pair_draws import PairDraws
 from training.pairs import PairTable
 
 __all__ = ["PairBatch", "PairBatches"]
-
-Ints = NDArray[np.int64]
-
-_REDRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,9 @@ class PairBatch:
 class PairBatches(torch.utils.data.Dataset[PairBatch]):
     """Item s is the batch of step s.
 
-    Pairs are drawn by ``score ** score_power``, without giving a batch the same note twice where that can be helped:
-    such a note has fewer negatives. Each note is asked for one task: hashtags with the share ``hashtag_share``, else
-    its category; for what it has no answer for, the other one, or none. ``redraw_partners`` is a control: partners are
-    drawn anew at every step, so that there is nothing to learn.
+    Pairs are those of :class:`training.pair_draws.PairDraws`. Each note is asked for one task: hashtags with the share
+    ``hashtag_share``, else its category; for what it has no answer for, the other one, or none. ``redraw_partners`` is
+    a control: partners are drawn anew at every step, so that there is nothing to learn.
     """
 
     def __init__(
@@ -63,28 +58,22 @@ class PairBatches(torch.utils.data.Dataset[PairBatch]):
         processes: int = 1,
         redraw_partners: bool = False,
     ) -> None:
-        self._notes, self._pairs, self._builder = notes, pairs, builder
+        self._notes, self._builder = notes, builder
         self._settings = settings
         self._categories = categories
-        self._whole = settings.batch_pairs * processes
+        self._draws = PairDraws(pairs, settings, settings.batch_pairs * processes)
         own = 2 * settings.batch_pairs
         self._own = slice(own * rank, own * (rank + 1))
         self._redraw_partners = redraw_partners
-        # By the highest, or a power of a very large or small score would be no number.
-        weights = (pairs.scores / pairs.scores.max()) ** settings.score_power
-        self._ladder = np.cumsum(weights / weights.sum())
 
     def __len__(self) -> int:
         return self._settings.steps
 
     def __getitem__(self, step: int) -> PairBatch:
         draw = np.random.default_rng([self._settings.seed, step])
-        chosen = self._draw_pairs(draw)
-        targets = self._pairs.targets[chosen]
+        rows = self._draws.draw(draw)
         if self._redraw_partners:
-            targets = draw.choice(np.array(self._notes.live_rows()), size=len(chosen))
-        # A pair's two notes stand side by side: a process has both, whatever the number of processes.
-        rows = np.stack([self._pairs.sources[chosen], targets], axis=1).reshape(-1)
+            rows[1::2] = draw.choice(np.array(self._notes.live_rows()), size=len(rows) // 2)
         built = []
         for row in rows.tolist():
             note = self._notes.note(row)
@@ -95,28 +84,10 @@ class PairBatches(torch.utils.data.Dataset[PairBatch]):
             rows=own,
             first=self._own.start,
             partner=torch.from_numpy(partner),
-            not_negative=torch.from_numpy(self._not_negative(rows, partner)),
+            not_negative=torch.from_numpy(self._draws.not_negative(rows)),
             answer_tokens=sum(len(row.ids) - row.answer_from for row in built),
             tokens=sum(len(row.ids) for row in built),
         )
-
-    def _draw_pairs(self, draw: np.random.Generator) -> Ints:
-        """Numbers of pairs, ``[N]``."""
-        chosen: list[int] = []
-        seen: set[int] = set()
-        for _ in range(_REDRAWS):
-            found = np.searchsorted(self._ladder, draw.random(self._whole), side="right").clip(max=len(self._pairs) - 1)
-            for pair in found.tolist():
-                notes = {int(self._pairs.sources[pair]), int(self._pairs.targets[pair])}
-                if len(chosen) < self._whole and not notes & seen:
-                    chosen.append(pair)
-                    seen |= notes
-            if len(chosen) == self._whole:
-                break
-        else:
-            # Fewer notes than a batch wants: some come again, and are masked out of each other's negatives.
-            chosen += found[: self._whole - len(chosen)].tolist()
-        return np.array(chosen)
 
     def _task(self, note: Note, draw: np.random.Generator) -> Task | None:
         wants_hashtags = draw.random() < self._settings.hashtag_share
@@ -126,12 +97,3 @@ class PairBatches(torch.utils.data.Dataset[PairBatch]):
         if not self._settings.generative_weight or not (can_hashtags or can_category):
             return None
         return "hashtags" if can_hashtags and (wants_hashtags or not can_category) else "category"
-
-    def _not_negative(self, rows: Ints, partner: Ints) -> NDArray[np.bool_]:
-        """True: the same note (or itself) in another place, the partner in another place, another known positive."""
-        if not self._settings.mask_false_negatives:
-            return np.eye(len(rows), dtype=bool)
-        same = rows[:, None] == rows[None, :]
-        masked = same | (rows[partner][:, None] == rows[None, :]) | self._pairs.known(rows)
-        # The partner itself is what is looked for; the loss keeps it.
-        return np.asarray(masked)

@@ -11,7 +11,9 @@ from torch.nn.functional import cross_entropy
 __all__ = ["answer_loss_sum", "contrastive_loss", "gather_rows", "mix_losses", "recall_at_1"]
 
 
-def contrastive_loss(embeddings: Tensor, partner: Tensor, not_negative: Tensor, temperature: Tensor) -> Tensor:
+def contrastive_loss(
+    embeddings: Tensor, partner: Tensor, not_negative: Tensor, temperature: Tensor, hardness: float = 0.0
+) -> Tensor:
     """Generative-contrastive learning: each note has to find its partner among all notes of the batch.
 
     ``L = -1/M sum_i log( exp(e^t s(i, p_i)) / sum_{j in {p_i} + negatives of i} exp(e^t s(i, j)) )``,
@@ -21,10 +23,19 @@ def contrastive_loss(embeddings: Tensor, partner: Tensor, not_negative: Tensor, 
     ``embeddings [M, D]`` unit vectors; ``partner [M]`` the row of each note's partner; ``not_negative [M, M]`` True
     where column j is no negative of row i (the note itself, the same note again, another known positive);
     ``temperature`` the scalar t. Returns a scalar.
+
+    ``hardness`` is the b of Robinson et al. (arXiv 2010.04592): each negative j counts ``exp(b e^t s(i, j))`` times,
+    over the mean of those of i, so that near ones weigh more; 0 is the paper's loss.
     """
     logits = (embeddings @ embeddings.T) * temperature.exp()
     keep = _is_partner(partner)
-    return cross_entropy(logits.masked_fill(not_negative & ~keep, -torch.inf), partner)
+    logits = logits.masked_fill(not_negative & ~keep, -torch.inf)
+    if hardness:
+        weighed = hardness * logits.detach().masked_fill(keep, -torch.inf)
+        number = weighed.isfinite().sum(dim=1, keepdim=True).clamp_min(1)
+        mean = weighed.logsumexp(dim=1, keepdim=True) - number.log()
+        logits = logits + (weighed - mean).masked_fill(~weighed.isfinite(), 0.0)
+    return cross_entropy(logits, partner)
 
 
 def recall_at_1(embeddings: Tensor, partner: Tensor, not_negative: Tensor) -> Tensor:

@@ -36,10 +36,11 @@ class BatchLosses:
 
 @dataclass(frozen=True)
 class Weights:
-    """How the two losses are mixed; one of them may be off."""
+    """How the two losses are mixed; one of them may be off. ``hardness`` is the contrastive loss's."""
 
     contrastive: bool
     generative: float
+    hardness: float = 0.0
 
     def mix(self, contrastive: Tensor, generative: Tensor) -> Tensor:
         return mix_losses(contrastive, generative, self.generative) if self.contrastive else generative
@@ -56,14 +57,14 @@ def backward(
     parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]
     if len(parts) == 1:
         output = wrapped(rows)
-        contrastive, recall = _contrastive(model, batch, output.embeddings)
+        contrastive, recall = _contrastive(model, batch, weights, output.embeddings)
         generative = output.answer_loss / max(batch.answer_tokens, 1)
         # Data parallelism takes the mean over processes; what each has of the answers is to be added up.
         accelerator.backward(weights.mix(contrastive, generative * accelerator.num_processes))
         return _losses(weights, contrastive, accelerator.reduce(generative.detach()), recall)
     cached, random_states = _embed(model, rows, parts)
     cached.requires_grad_()
-    contrastive, recall = _contrastive(model, batch, cached)
+    contrastive, recall = _contrastive(model, batch, weights, cached)
     mixed = weights.mix(contrastive, contrastive.new_zeros(()))
     gradient, *rest = (
         torch.autograd.grad(mixed, [cached, *_temperature(model)], allow_unused=True, materialize_grads=True)
@@ -100,11 +101,11 @@ def measure(model: NoteLLM, batch: PairBatch, weights: Weights, chunk: int, devi
     return _losses(weights, contrastive, generative, recall_at_1(embeddings, partner, not_negative))
 
 
-def _contrastive(model: NoteLLM, batch: PairBatch, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def _contrastive(model: NoteLLM, batch: PairBatch, weights: Weights, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     everyone = gather_rows(embeddings)
     assert model.temperature is not None
     partner, not_negative = batch.partner.to(everyone.device), batch.not_negative.to(everyone.device)
-    loss = contrastive_loss(everyone, partner, not_negative, model.temperature)
+    loss = contrastive_loss(everyone, partner, not_negative, model.temperature, weights.hardness)
     return loss, recall_at_1(everyone.detach(), partner, not_negative)
 
 

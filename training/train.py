@@ -89,7 +89,7 @@ class _Training:
     def __init__(self, plan: TrainingPlan, watch: Watch, folder: RunFolder) -> None:
         settings = plan.settings
         self._plan, self._settings, self._watch = plan, settings, watch
-        self._weights = Weights(settings.contrastive, settings.generative_weight)
+        self._weights = Weights(settings.contrastive, settings.generative_weight, settings.hard_negatives)
         if not (settings.contrastive or settings.generative_weight):
             raise TrainingError("training.generative_weight: 0 is not allowed with training.contrastive = false")
         self._data = read_training_data(plan.files)
@@ -288,7 +288,8 @@ class _Training:
         states = []
         for start in range(0, len(built), 16):
             part = pad_rows(built[start : start + 16], self._builder.prefix_ids).to(self._accelerator.device)
-            states.append(self._model.hidden_at_quote(part).float().cpu())
+            with self._accelerator.autocast():
+                states.append(self._model.hidden_at_quote(part).float().cpu())
         if len(built) <= settings.embedding_dim:
             self._watch.say(
                 f"warning: {len(built)} notes are few to whiten {settings.embedding_dim} dimensions; "

@@ -361,7 +361,7 @@ def test_a_hashtag_that_is_cut_inside_a_character_is_dropped(bundle: Bundle, ses
 def test_the_model_writes_no_more_tokens_than_allowed(bundle: Bundle, session: GraphSession, limit: int) -> None:
     limited = with_manifest(bundle, tag_limits=TagLimits(hashtag_tokens=limit), categories=["only"])
     writer = scribe(limited, session, hashtags=" abcdefgh" * 9)
-    graph = writer._session
+    graph = writer._graph
     assert isinstance(graph, Scribe)
     before = graph.runs
     writer.encode([FIXED[0]])
@@ -374,7 +374,7 @@ def test_a_model_that_has_written_enough_is_stopped(bundle: Bundle, session: Gra
     runs = []
     for answer in ("a,b,c,d,e,", "a,b,c,d,e," + "f," * 50, "a,b,c,d,e,\n" + "f" * 50):
         writer = scribe(one_category, session, hashtags=answer)
-        graph = writer._session
+        graph = writer._graph
         assert isinstance(graph, Scribe)
         writer.encode([FIXED[0]])
         runs.append(graph.runs)

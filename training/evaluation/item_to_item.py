@@ -40,7 +40,15 @@ from training.evaluation.retrieval_baselines import (
     random_ranks,
 )
 
-__all__ = ["GROUPS", "METRICS", "Group", "RetrievalRow", "evaluate_item_to_item", "paired_difference"]
+__all__ = [
+    "GROUPS",
+    "METRICS",
+    "Group",
+    "RetrievalRow",
+    "evaluate_item_to_item",
+    "paired_difference",
+    "retrieval_row",
+]
 
 Group: TypeAlias = Literal["all", "warm", "cold"]
 GROUPS: Final[tuple[Group, ...]] = get_args(Group)
@@ -55,7 +63,8 @@ Metrics: TypeAlias = Mapping[Group, Mapping[str, Interval]]
 class RetrievalRow:
     """What one system came to. ``metrics[group][metric]``; a group without a query has no metric.
 
-    ``ranks [Q]`` are those of the targets, from 0; ``asked`` the questions, the same for all rows of one evaluation.
+    ``ranks [Q]`` are those of the targets, from 0, or ``[S, Q]`` of S trainings of one system, whose metrics are then
+    the mean over trainings of each question; ``asked`` the questions, the same for all rows of one evaluation.
     ``unknown_clicks`` were on notes that are not among the notes, and left out.
     """
 
@@ -105,9 +114,16 @@ def evaluate_item_to_item(
     models = {name: EmbeddingScorer(matrix, name=name, notes=len(ids)) for name, matrix in embeddings.items()}
     rows = []
     for name, ranks in _ranks(notes, ids, on_notes.before(train_end), asked, models, baselines, seed, progress):
-        values = _query_values(ranks, asked.cold)
-        rows.append(RetrievalRow(name, _metrics(values, asked, seed, resamples), ranks, asked, on_notes.unknown))
+        rows.append(retrieval_row(name, ranks, asked, seed=seed, resamples=resamples, unknown_clicks=on_notes.unknown))
     return rows
+
+
+def retrieval_row(
+    name: str, ranks: Floats, asked: ItemQueries, *, seed: int, resamples: int = RESAMPLES, unknown_clicks: int = 0
+) -> RetrievalRow:
+    """What ``ranks`` (``[Q]`` or ``[S, Q]``) come to; 0 is the best rank."""
+    metrics = _metrics(_query_values(ranks, asked.cold), asked, seed, resamples)
+    return RetrievalRow(name, metrics, ranks, asked, unknown_clicks)
 
 
 def paired_difference(first: RetrievalRow, second: RetrievalRow, *, seed: int, resamples: int = RESAMPLES) -> Metrics:
@@ -155,7 +171,9 @@ def _ranks(
 
 def _query_values(ranks: Floats, cold: NDArray[np.bool_]) -> Floats:
     """``[Q, groups * metrics]``; NaN where a query is not of the group."""
-    values = np.stack([*(ranks < k for k in _RECALL_AT), 1 / (ranks + 1)], axis=1, dtype=np.float64)
+    each = np.atleast_2d(ranks)
+    found = np.stack([*(each < k for k in _RECALL_AT), 1 / (each + 1)], axis=-1, dtype=np.float64)
+    values = found.mean(axis=0)
     members = {"all": np.ones_like(cold), "warm": ~cold, "cold": cold}
     return np.concatenate([np.where(members[group][:, None], values, np.nan) for group in GROUPS], axis=1)
 

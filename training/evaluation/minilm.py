@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -31,14 +32,18 @@ _BATCH: Final = 32
 class MiniLM:
     """Use :meth:`load`."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, tokenizer: Any, tokens: int = _TOKENS) -> None:
+        self.model = model
         self._tokenizer = tokenizer
+        self._tokens = tokens
         self.dim = int(model.config.hidden_size)
 
     @classmethod
-    def load(cls) -> MiniLM:
-        """In float32; on a GPU where there is one. Raises :class:`BaseModelError` that says what to install."""
+    def load(cls, *, tokens: int = _TOKENS) -> MiniLM:
+        """It reads as many ``tokens`` of a text. In float32; on a GPU where there is one.
+
+        Raises :class:`BaseModelError` that says what to install.
+        """
         spec = importlib.util.find_spec(_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise BaseModelError(f"model {MINILM!r} needs its package: {_INSTALL}")
@@ -52,13 +57,13 @@ class MiniLM:
             first = str(error).strip().splitlines()[0]
             raise BaseModelError(f"model {MINILM!r} cannot be loaded: {first}; again: {_INSTALL}") from None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.eval().to(device), tokenizer)
+        return cls(model.eval().to(device), tokenizer, tokens)
 
     def embed(
         self, texts: Sequence[str], progress: Callable[[float], None] = lambda share: None
     ) -> NDArray[np.float32]:
         """``[N, 384]``, each row of length 1, in the order of ``texts``. ``progress`` gets the share that is done."""
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=_TOKENS)["input_ids"] if texts else []
+        encoded = self.tokenize(texts)
         # Those of like length together: little padding, and long batches first, so that memory fails early or never.
         order = sorted(range(len(texts)), key=lambda row: -len(encoded[row]))
         found = np.empty((len(texts), self.dim), np.float32)
@@ -68,10 +73,20 @@ class MiniLM:
             progress((begin + len(rows)) / len(order))
         return found
 
-    @torch.inference_mode()
-    def _embed(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._model.device)
-        hidden = self._model(**batch).last_hidden_state
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=self._tokens)["input_ids"]
+        return found
+
+    def forward(self, ids: list[list[int]]) -> Tensor:
+        """``[B, 384]``, with gradients where they are wanted."""
+        batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        hidden = self.model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-        return np.asarray(torch.nn.functional.normalize(mean, dim=-1).cpu().numpy())
+        return torch.nn.functional.normalize(mean, dim=-1)
+
+    @torch.inference_mode()
+    def _embed(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        return np.asarray(self.forward(ids).cpu().numpy())
