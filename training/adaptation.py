@@ -79,5 +79,5 @@ def _add_lora(base: Base, settings: TrainingSettings) -> PeftModel:
     for module in adapter.modules():
         if isinstance(module, BaseTunerLayer):
             # Autocast brings input and weight together. peft would first make a copy of every input in float32.
-            module.cast_input_dtype_enabled = False
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
     return adapter

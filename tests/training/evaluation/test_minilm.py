@@ -32,7 +32,7 @@ def test_a_batch_says_what_each_text_says_alone(model: MiniLM) -> None:
         ids = model._tokenizer(text)["input_ids"][:255]
         ids = torch.tensor([ids if len(ids) < 255 else [*ids, 102]])
         with torch.inference_mode():
-            mean = model._model(ids.to(model._model.device)).last_hidden_state[0].mean(dim=0).cpu().numpy()
+            mean = model.model(ids.to(model.model.device)).last_hidden_state[0].mean(dim=0).cpu().numpy()
         np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=1e-4)
     assert shares == [32 / 35, 1.0]
 
