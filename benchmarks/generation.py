@@ -133,7 +133,9 @@ def _write(folder: Path, data: Path, notes: Sequence[Note], train_end: int, seed
     if (data / "clicks.jsonl").exists():
         DataFolder.read(data, train_end).write_pairs(files.pairs)
     else:
-        pq.write_table(_made_pairs(notes), files.pairs)
+        partial = folder / ".pairs.parquet"
+        pq.write_table(_made_pairs(notes), partial)
+        partial.rename(files.pairs)
     return files
 
 
