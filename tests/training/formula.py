@@ -15,18 +15,30 @@ def dot(a: Vector, b: Vector) -> float:
 
 
 def contrastive(
-    vectors: Sequence[Vector], partner: Sequence[int], masked: Sequence[Sequence[bool]], temperature: float
+    vectors: Sequence[Vector],
+    partner: Sequence[int],
+    masked: Sequence[Sequence[bool]],
+    temperature: float,
+    hardness: float = 0.0,
 ) -> float:
-    """Equation 4: what is masked is no negative, the partner always stands below the line once."""
+    """Equation 4: what is masked is no negative, the partner always stands below the line once.
+
+    With ``hardness`` each negative counts exp(hardness * its logit) times, over the mean of those.
+    """
     losses = []
     for i, vector in enumerate(vectors):
         scale = math.exp(temperature)
         positive = scale * dot(vector, vectors[partner[i]])
-        others = [
+        negatives = [
             scale * dot(vector, other)
             for j, other in enumerate(vectors)
-            if j == partner[i] or not masked[i][j]
+            if j != partner[i] and not masked[i][j]
         ]  # fmt: skip
+        if hardness and negatives:
+            weights = [math.exp(hardness * each) for each in negatives]
+            mean = math.fsum(weights) / len(weights)
+            negatives = [each + math.log(weight / mean) for each, weight in zip(negatives, weights, strict=True)]
+        others = [positive, *negatives]
         highest = max(others)
         losses.append(highest + math.log(math.fsum(math.exp(each - highest) for each in others)) - positive)
     return math.fsum(losses) / len(losses)

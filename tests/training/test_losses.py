@@ -76,6 +76,15 @@ class TestContrastiveLoss:
         torch.testing.assert_close(batch.loss().item(), batch.formula(), **CLOSE)
 
     @many
+    @given(batches(hottest=2.0), st.floats(0.05, 1.5))
+    def test_near_negatives_weigh_more_where_they_are_to(self, batch: Batch, hardness: float) -> None:
+        slow = formula.contrastive(
+            batch.vectors.tolist(), batch.partner.tolist(), batch.masked.tolist(), batch.temperature.item(), hardness
+        )
+        fast = contrastive_loss(batch.vectors, batch.partner, batch.masked, batch.temperature, hardness)
+        torch.testing.assert_close(fast.item(), slow, **CLOSE)
+
+    @many
     @given(batches(hottest=2.0))
     def test_pulls_where_the_formula_does(self, batch: Batch) -> None:
         expected = [slope(batch.formula, number) for number in (batch.vectors, batch.temperature)]
