@@ -32,7 +32,6 @@ __all__ = ["evaluate", "read_data", "show", "show_progress"]
 
 DATA = Path("data/notes.jsonl")
 SPLIT = Path("data/split.json")
-BUNDLE = Path("build/bundles/default")
 OUT = Path("build/evaluation")
 
 
@@ -48,10 +47,11 @@ class TargetsOption(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="An exported model, through ONNX Runtime; build/bundles/default where no --checkpoint is given.",
+            help="An exported model, through ONNX Runtime. Without --checkpoint the default is that of the settings.",
             envvar="NOTELLM_ENCODER_BUNDLE",
             show_default=False,
         ),
@@ -152,7 +152,9 @@ def evaluate(
       notellm evaluate --checkpoint runs/first --split data/split.json --part validation
       notellm evaluate --checkpoint runs/first --notes notes.jsonl --clicks clicks.jsonl --train-end 2026-11-01 --test-start 2026-11-08 --out build/evaluation
     """  # noqa: D301, E501 - the \\b is meant: it keeps the lines of the examples apart
-    if bundle is not None and checkpoint is not None:
+    # A bundle that the environment names is everybody's; only one that was typed is in a checkpoint's way.
+    source = context.get_parameter_source("bundle")
+    if source is not None and source.name == "COMMANDLINE" and checkpoint is not None:
         fail("--bundle and --checkpoint exclude each other; give one")
     moments = _moments(clicks, train_end, test_start)
     try:
@@ -173,7 +175,7 @@ def evaluate(
     with ExitStack() as stack, show_progress(quiet=as_json) as progress:
         model: NoteEncoder
         if checkpoint is None:
-            settings = settings_from(config, bundle=bundle or BUNDLE, provider=provider)
+            settings = settings_from(config, bundle=bundle, provider=provider)
             model = load_encoder(settings.encoder)
         else:
             model = stack.enter_context(open_torch_encoder(checkpoint))
@@ -238,12 +240,19 @@ _COUNTED = {
 
 
 def _moments(clicks: Path | None, train_end: str | None, test_start: str | None) -> tuple[int, int]:
+    given = {"--train-end": train_end, "--test-start": test_start}
     if clicks is None:
+        for name, value in given.items():
+            if value is not None:
+                fail(f"{name}: {value} says which clicks are meant, but --clicks is missing")
         return 0, 0
-    for name, value in (("--train-end", train_end), ("--test-start", test_start)):
+    for name, value in given.items():
         if value is None:
             fail(f"{name}: is missing; with --clicks it takes both --train-end and --test-start")
-    return parse_moment(str(train_end), "--train-end"), parse_moment(str(test_start), "--test-start")
+    end, start = parse_moment(str(train_end), "--train-end"), parse_moment(str(test_start), "--test-start")
+    if end > start:
+        fail(f"--train-end: {train_end} is not allowed: it is after --test-start ({test_start})")
+    return end, start
 
 
 def read_data(

@@ -1,4 +1,4 @@
-"""The notes that the demo publishes: they pass the door as they are, and no two are near-copies."""
+"""Notes to publish and to learn from: they pass the door as they are, and no two are near-copies."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ def notes() -> list[dict[str, Any]]:
     return read(DATA / "notes.jsonl")
 
 
+@pytest.fixture(scope="module")
+def more() -> list[dict[str, Any]]:
+    return read(DATA / "training_notes.jsonl")
+
+
 class TestNotes:
     def test_there_are_enough_and_each_once(self, notes: list[dict[str, Any]]) -> None:
         assert len(notes) >= 1200
@@ -82,8 +87,17 @@ class TestNotes:
         assert len(notes) * 0.8 < tagged < len(notes)
         assert sum(has_emoji(text_of(note)) for note in notes) > len(notes) / 4
 
-    def test_no_two_are_near_copies(self, notes: list[dict[str, Any]]) -> None:
+
+class TestTrainingNotes:
+    def test_add_as_many_to_each_category(self, notes: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
+        counts = Counter(note["category"] for note in more)
+        assert set(counts) == {note["category"] for note in notes}
+        assert set(counts.values()) == {64}
+        assert len({note["note_id"] for note in notes + more}) == len(notes) + len(more)
+
+    def test_no_two_are_near_copies(self, notes: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
         """Jaccard similarity of the character 5-grams of title and content."""
+        notes = notes + more
         grams = [{text[at : at + 5] for at in range(len(text) - 4)} for text in map(text_of, notes)]
         holders: dict[str, list[int]] = defaultdict(list)
         for number, own in enumerate(grams):
@@ -104,9 +118,12 @@ class TestSplit:
     def split(self) -> Split:
         return read_split(DATA / "split.json")
 
-    def test_gives_every_note_one_part(self, notes: list[dict[str, Any]], split: Split) -> None:
+    def test_gives_every_note_one_part(
+        self, notes: list[dict[str, Any]], more: list[dict[str, Any]], split: Split
+    ) -> None:
         ids = [note_id for part in split.values() for note_id in part]
-        assert sorted(ids) == sorted(note["note_id"] for note in notes)
+        assert sorted(ids) == sorted(note["note_id"] for note in notes + more)
+        assert {note["note_id"] for note in more} <= split["train"]
 
     def test_is_60_15_25_of_every_category(self, notes: list[dict[str, Any]], split: Split) -> None:
         for category in {note["category"] for note in notes}:

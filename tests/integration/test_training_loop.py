@@ -341,6 +341,10 @@ class TestEvaluate:
         done = run_here("evaluate", "--clicks", str(loop.path("clicks.jsonl")), *next(iter(given.items())))
         assert_one_line(done, f"{missing}: is missing; with --clicks it takes both --train-end and --test-start")
 
+    def test_moments_without_clicks_are_no_silence(self) -> None:
+        done = run_here("evaluate", "--train-end", TEST)
+        assert_one_line(done, f"--train-end: {TEST} says which clicks are meant, but --clicks is missing")
+
     @pytest.mark.parametrize("option", ["--bundle", "--checkpoint"])
     def test_a_model_that_is_not_there_is_named(self, loop: Loop, tmp_path: Path, option: str) -> None:
         done = evaluate(loop, option, str(tmp_path / "nowhere"))
