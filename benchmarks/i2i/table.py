@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -167,8 +168,6 @@ def _origin(name: str, runs: Runs) -> dict[str, Any]:
 
 
 def _read_curve(folder: Path) -> list[tuple[int, float]]:
-    import msgspec  # noqa: PLC0415
-
     return msgspec.json.decode((folder / "curve.json").read_bytes(), type=list[tuple[int, float]])
 
 
