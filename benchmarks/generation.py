@@ -1,4 +1,4 @@
-"""Does learning from pairs cost or help the writing? ``python -m benchmarks.generation --data FOLDER --out-runs RUNS``.
+"""Does learning from pairs cost or help the writing? ``python -m benchmarks.generation --data FOLDER``.
 
 Hashtags and, where notes have them, top-level categories of notes that were held back from all training: the full
 model, generation only, the untrained base, and the hashtags of the nearest training note (TF-IDF). A folder with
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -27,14 +25,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.i2i.saved_runs import commit
-from benchmarks.i2i.train_rows import DataFolder
+from benchmarks.i2i.train_rows import DataFolder, Stopped
+from benchmarks.training_options import check_rows, one_line_errors, parse_changes
+from commands.moments import parse_moment
 from commands.training_progress import TrainingProgress
 from export.torch_encoder import open_torch_encoder
 from notellm.messages import Note
 from notellm.note_file import read_notes
 from notellm.settings import TrainingSettings
 from training.base_model import SMOLLM2
-from training.evaluation.evaluation import EvaluationData, Systems, evaluate
+from training.evaluation.evaluation import BASE, EvaluationData, Systems, evaluate
 from training.evaluation.report import flat_report
 from training.train import TrainingPlan, train
 from training.training_data import DataFiles
@@ -53,9 +53,10 @@ SHARED: Final[dict[str, Any]] = {
     "held_back": "all",
     "category_hashtags": 0.0,
     "hashtag_share": 0.5,
-    "save_every": 1_000_000,
+    "save_every": 100,
     "validate_every": 1_000_000,
 }
+_TAGGER: Final = "baselines.tfidf."
 # Pairs of a hashtag that many notes share are no pairs.
 _RARE: Final = 30
 console = Console(stderr=True)
@@ -63,7 +64,9 @@ console = Console(stderr=True)
 
 def main(
     data: Annotated[Path, typer.Option(help="A folder with notes.jsonl, and clicks.jsonl where there are any.")],
-    train_end: Annotated[int, typer.Option(help="Clicks before this are learnt from, ms UTC.")] = 2**53,
+    train_end: Annotated[
+        str | None, typer.Option(help="Clicks before this are learnt from: ms UTC, or ISO 8601. Default: all.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where the trainings go.")] = Path("build/generation"),
     row: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(ROWS)}.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A setting of training, name=value.")] = None,
@@ -72,35 +75,39 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the split and the training.")] = 0,
     results: Annotated[Path, typer.Option(help="The results' JSON.")] = RESULTS,
 ) -> None:
-    """Train both ways, ask the held-out notes, and write the table."""
-    folder = runs / data.name
-    notes = _cleaned(data / "notes.jsonl")
-    files = _write(folder, data, notes, train_end, seed)
-    split = json.loads((folder / "split.json").read_text())
-    held_out, learnt = set(split["held_out"]), set(split["train"])
-    asked = [note for note in notes if note.note_id in held_out][:scored]
-    categories = sorted({note.category for note in notes if note.category}) or ["other"]
-    changes = dict(each.split("=", 1) for each in settings or ())
-    found: dict[str, Any] = {}
-    for name in row or ROWS:
-        out = folder / f"{name}-{seed}"
-        line = _train(name, out, files, base, categories, changes, seed)
-        with ExitStack() as stack:
-            roomy = {"token_budget": 65_536, "max_rows": 512} if torch.cuda.is_available() else {}
-            model = stack.enter_context(open_torch_encoder(str(out), **roomy))
-            question = EvaluationData(
-                notes=asked,
-                scored=asked,
-                learnt=[note for note in notes if note.note_id in learnt],
-                categories=categories,
-            )
-            report = flat_report(evaluate(Systems(model, baselines=True), question, seed=0))
-        found[name] = {**report, **line}
-    kept = json.loads(results.read_text()) if results.exists() else {}
-    kept.setdefault(data.name, {}).update(found)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    _show(data.name, kept[data.name])
+    """Train both ways, ask the held-out notes, and write the table.
+
+    \b
+    Examples:
+      python -m benchmarks.generation --data build/i2i/microlens --train-end 1606220800000
+      python -m benchmarks.generation --data ../shared/data/kuairec --set template=zh --row generation
+    """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
+    with one_line_errors(Stopped):
+        check_rows(row or (), ROWS)
+        changes = parse_changes(settings or ())
+        end = 2**53 if train_end is None else parse_moment(train_end, "--train-end")
+        notes = {note.note_id: note for note in _cleaned(data / "notes.jsonl")}
+        folder = runs / f"{data.name}-{seed}"
+        files, split = _write(folder, data, list(notes.values()), end, seed)
+        categories = sorted({note.category for note in notes.values() if note.category}) or ["other"]
+        asked = [notes[note_id] for note_id in split["held_out"]][:scored]
+        question = EvaluationData(asked, asked, [notes[note_id] for note_id in split["train"]], categories)
+        found = json.loads(results.read_text()) if results.exists() else {}
+        of_data = found.setdefault(f"{data.name}-{seed}", {})
+        for name in row or ROWS:
+            chosen = TrainingSettings(**{**SHARED, **changes, **ROWS[name], "seed": seed})
+            line = _train(folder / name, files, base, categories, chosen)
+            of_data[name] = {**_ask(str(folder / name), question, baselines=False), **line}
+        of_data[BASE] = _ask(base, question, baselines=True)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    _show(f"{data.name}, {len(asked):,} held-out notes", of_data)
+
+
+def _ask(source: str, question: EvaluationData, *, baselines: bool) -> dict[str, float | int]:
+    roomy = {"token_budget": 65_536, "max_rows": 512} if torch.cuda.is_available() else {}
+    with open_torch_encoder(source, categories=list(question.categories), **roomy) as model:
+        return flat_report(evaluate(Systems(model, baselines=baselines), question, seed=0))
 
 
 def _cleaned(file: Path) -> list[Note]:
@@ -117,26 +124,23 @@ def _cleaned(file: Path) -> list[Note]:
     ]
 
 
-def _write(folder: Path, data: Path, notes: Sequence[Note], train_end: int, seed: int) -> DataFiles:
-    """Cleaned notes, a split (80 / 20), pairs."""
+def _write(
+    folder: Path, data: Path, notes: Sequence[Note], train_end: int, seed: int
+) -> tuple[DataFiles, dict[str, list[str]]]:
+    """Cleaned notes, pairs, and a split (80 / 20) in an order drawn by ``seed``."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = DataFiles(folder / "pairs.parquet", folder / "notes.jsonl", folder / "split.json")
-    if files.pairs.exists():
-        return files
-    assert files.notes is not None
-    assert files.split is not None
-    files.notes.write_bytes(b"".join(msgspec.json.encode(note) + b"\n" for note in notes))
+    notes_file, split_file, pairs_file = folder / "notes.jsonl", folder / "split.json", folder / "pairs.parquet"
+    notes_file.write_bytes(b"".join(msgspec.json.encode(note) + b"\n" for note in notes))
     order = np.random.default_rng(seed).permutation(len(notes))
     ids = [notes[place].note_id for place in order]
     cut = len(ids) * 8 // 10
-    files.split.write_text(json.dumps({"train": ids[:cut], "validation": [], "held_out": ids[cut:]}))
+    split: dict[str, list[str]] = {"train": ids[:cut], "validation": [], "held_out": ids[cut:]}
+    split_file.write_text(json.dumps(split))
     if (data / "clicks.jsonl").exists():
-        DataFolder.read(data, train_end).write_pairs(files.pairs)
+        DataFolder.read(data, train_end).write_pairs(pairs_file)
     else:
-        partial = folder / ".pairs.parquet"
-        pq.write_table(_made_pairs(notes), partial)
-        partial.rename(files.pairs)
-    return files
+        pq.write_table(_made_pairs(notes), pairs_file)
+    return DataFiles(pairs_file, notes_file, split_file), split
 
 
 def _made_pairs(notes: Sequence[Note]) -> pa.Table:
@@ -160,36 +164,42 @@ def _made_pairs(notes: Sequence[Note]) -> pa.Table:
     )
 
 
-def _train(
-    name: str, out: Path, files: DataFiles, base: str, categories: list[str], changes: dict[str, str], seed: int
-) -> dict[str, Any]:
-    chosen = TrainingSettings(**{**SHARED, **ROWS[name], **changes, "seed": seed})
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+def _train(out: Path, files: DataFiles, base: str, categories: list[str], settings: TrainingSettings) -> dict[str, Any]:
     kept = out / "measured.json"
+    asked = {"base": base, "settings": settings.model_dump()}
     if kept.exists():
-        return dict(json.loads(kept.read_text()))
-    began = time.monotonic()
-    with TrainingProgress(console, chosen.steps) as progress:
-        plan = TrainingPlan(base=base, files=files, out=out, categories=categories, settings=chosen)
-        last = train(plan, progress).metrics
+        line = dict(json.loads(kept.read_text()))
+        if {name: line[name] for name in asked} != asked:
+            raise Stopped(f"{out} was trained with another base or other settings; remove it, or give another --runs")
+        return line
+    with TrainingProgress(console, settings.steps) as progress:
+        outcome = train(TrainingPlan(base, files, out, categories, settings), progress)
+    last = outcome.metrics
+    if not outcome.done:
+        raise Stopped(f"{out}: stopped after step {last['step']}; the same command goes on from there")
     line = {
+        **asked,
         "steps": last["step"],
         "tokens": last["tokens"],
-        "train_seconds": round(time.monotonic() - began, 1),
-        "device": device,
+        "train_seconds": last["seconds"],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "commit": commit(),
     }
     kept.write_text(json.dumps(line))
     return line
 
 
-def _show(name: str, found: dict[str, Any]) -> None:
-    columns = ("hashtags.f1", "hashtags.rouge1", "category.accuracy", "category.macro_f1", "neighbours.precision_at_5")
-    table = Table("", *columns, title=f"{name}, held-out notes")
-    for row, report in found.items():
+def _show(title: str, found: dict[str, Any]) -> None:
+    columns = ("hashtags.f1", "hashtags.rouge1", "category.accuracy", "category.macro_f1")
+    table = Table("", *columns, title=title)
+    # The tagger stands in the report of the base, which brings the baselines along.
+    tagger = {name.removeprefix(_TAGGER): value for name, value in found[BASE].items() if name.startswith(_TAGGER)}
+    for row, report in {**found, "TF-IDF tagger": tagger}.items():
         table.add_row(row, *(f"{report[column]:.4f}" if column in report else "" for column in columns))
     Console(width=140).print(table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

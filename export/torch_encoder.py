@@ -26,16 +26,19 @@ __all__ = ["open_torch_encoder"]
 
 
 @contextmanager
-def open_torch_encoder(source: str, *, token_budget: int = 2048, max_rows: int = 16) -> Iterator[NoteEncoder]:
+def open_torch_encoder(
+    source: str, *, categories: list[str] | None = None, token_budget: int = 2048, max_rows: int = 16
+) -> Iterator[NoteEncoder]:
     """Load what :func:`export.checkpoint.load_checkpoint` takes, on a GPU where there is one; in float32.
 
-    Prompt, categories and limits are those that an export without options would have. Raises what loading raises.
+    Prompt and limits, and ``categories`` unless they are given, are those that an export without options would have.
+    Raises what loading raises.
     """
     checkpoint = load_checkpoint(source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         checkpoint.tokenizer.backend_tokenizer.save(str(path / TOKENIZER))
-        manifest = draft_manifest(ExportPlan(source=source, out=path), checkpoint, path)
+        manifest = draft_manifest(ExportPlan(source=source, out=path, categories=categories), checkpoint, path)
         shape = (manifest.layers, manifest.kv_heads, manifest.head_dim)
         graph = TorchGraph(NoteGraph(checkpoint.model, checkpoint.architecture), *shape)
         yield NoteEncoder(Bundle(path, manifest), graph, token_budget=token_budget, max_rows=max_rows)

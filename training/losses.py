@@ -31,10 +31,10 @@ def contrastive_loss(
     keep = _is_partner(partner)
     logits = logits.masked_fill(not_negative & ~keep, -torch.inf)
     if hardness:
-        weighed = hardness * logits.detach().masked_fill(keep, -torch.inf)
-        number = weighed.isfinite().sum(dim=1, keepdim=True).clamp_min(1)
-        mean = weighed.logsumexp(dim=1, keepdim=True) - number.log()
-        logits = logits + (weighed - mean).masked_fill(~weighed.isfinite(), 0.0)
+        log_weights = hardness * logits.detach().masked_fill(keep, -torch.inf)
+        number = log_weights.isfinite().sum(dim=1, keepdim=True).clamp_min(1)
+        mean = log_weights.logsumexp(dim=1, keepdim=True) - number.log()
+        logits = logits + (log_weights - mean).masked_fill(~log_weights.isfinite(), 0.0)
     return cross_entropy(logits, partner)
 
 

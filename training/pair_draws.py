@@ -30,14 +30,16 @@ class PairDraws:
         weights = (pairs.scores / pairs.scores.max()) ** settings.score_power
         self._ladder = np.cumsum(weights / weights.sum())
 
-    def draw(self, draw: np.random.Generator) -> Ints:
+    def draw(self, rng: np.random.Generator) -> Ints:
         """Rows of notes, ``[2N]``; a pair's two stand side by side, so that a process of several has both."""
-        chosen = self._draw_pairs(draw)
+        chosen = self._draw_pairs(rng)
         return np.stack([self._pairs.sources[chosen], self._pairs.targets[chosen]], axis=1).reshape(-1)
 
     def not_negative(self, rows: Ints) -> NDArray[np.bool_]:
-        """``[2N]`` -> ``[2N, 2N]``, True: the same note (or itself) in another place, the partner (in any place, also
-        where the loss looks for it), another known positive.
+        """``[2N]`` -> ``[2N, 2N]``: True where j is no negative of i.
+
+        That is the same note, the note of i's partner (the loss still counts the partner itself), or another known
+        positive.
         """
         if not self._mask:
             return np.eye(len(rows), dtype=bool)
@@ -45,12 +47,12 @@ class PairDraws:
         same = rows[:, None] == rows[None, :]
         return np.asarray(same | (partners[:, None] == rows[None, :]) | self._pairs.known(rows))
 
-    def _draw_pairs(self, draw: np.random.Generator) -> Ints:
+    def _draw_pairs(self, rng: np.random.Generator) -> Ints:
         """Numbers of pairs, ``[N]``."""
         chosen: list[int] = []
         seen: set[int] = set()
         for _ in range(_REDRAWS):
-            numbers = draw.random(self._batch_pairs)
+            numbers = rng.random(self._batch_pairs)
             found = np.searchsorted(self._ladder, numbers, side="right").clip(max=len(self._pairs) - 1)
             for pair in found.tolist():
                 notes = {int(self._pairs.sources[pair]), int(self._pairs.targets[pair])}

@@ -90,7 +90,10 @@ def backward(
 
 @torch.no_grad()
 def measure(model: NoteLLM, batch: PairBatch, weights: Weights, chunk: int, device: torch.device) -> BatchLosses:
-    """The losses of a batch that one process has alone; nothing is learnt from it."""
+    """The losses of a batch that one process has alone; nothing is learnt from it.
+
+    All negatives weigh alike, whatever the training's hardness: so runs compare.
+    """
     rows = batch.rows.to(device)
     outputs = [model(rows.part(slice(start, start + chunk))) for start in range(0, len(rows), chunk)]
     embeddings = torch.cat([output.embeddings for output in outputs])

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.i2i.mix import MixScorer, choose_weight
-from benchmarks.i2i.saved_runs import SavedRun
+from benchmarks.i2i.saved_runs import SavedRun, read_curve
 from benchmarks.i2i.train_rows import DataFolder
 from training.evaluation.embedding_scores import EmbeddingScorer, centre, whiten
 from training.evaluation.item_to_item import (
@@ -23,7 +22,7 @@ from training.evaluation.item_to_item import (
     retrieval_row,
 )
 from training.evaluation.pair_scores import pair_scores
-from training.evaluation.protocol import NoteClicks, Targets, ask_items, clicks_on_notes, rank_targets
+from training.evaluation.protocol import ItemQueries, NoteClicks, Targets, ask_items, clicks_on_notes, rank_targets
 
 __all__ = ["LABELS", "Table", "make_table", "plot_table"]
 
@@ -78,7 +77,7 @@ class Table:
                 if system in self.rows
             },
             "curves": {
-                f"{name}-{run.seed}": _thin(_read_curve(folder)) for name, each in runs.items() for run, folder in each
+                f"{name}-{run.seed}": _thin(read_curve(folder)) for name, each in runs.items() for run, folder in each
             },
         }
 
@@ -129,7 +128,7 @@ def _mixed(
     data: DataFolder,
     clicks: NoteClicks,
     runs: Sequence[tuple[SavedRun, Path]],
-    asked: Any,
+    asked: ItemQueries,
     test_start: int,
     tell: Callable[[str], None],
 ) -> tuple[RetrievalRow, list[float]]:
@@ -167,10 +166,6 @@ def _origin(name: str, runs: Runs) -> dict[str, Any]:
     }
 
 
-def _read_curve(folder: Path) -> list[tuple[int, float]]:
-    return msgspec.json.decode((folder / "curve.json").read_bytes(), type=list[tuple[int, float]])
-
-
 def _thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Means of some sixty stretches: single steps are noise."""
     stretch = max(1, len(curve) // _POINTS)
@@ -205,7 +200,7 @@ def plot_table(table: Table, runs: Runs, file: Path) -> None:
     more.set_yticklabels([])
     for name, colour in _COLOURS.items():
         for place, (_, folder) in enumerate(runs.get(name, ())):
-            curve = _thin(_read_curve(folder))
+            curve = _thin(read_curve(folder))
             losses.plot(*zip(*curve, strict=True), color=colour, linewidth=1, label=None if place else LABELS[name])
     losses.set_title("contrastive loss by tokens read, each seed", fontsize=10, loc="left")
     losses.grid(color="#eceff3")

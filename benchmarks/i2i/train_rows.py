@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from notellm.bundle import hash_file
 from notellm.messages import Note
 from notellm.note_file import read_notes
 from notellm.settings import TrainingSettings
+from training.checkpoint_folder import is_checkpoint
 from training.evaluation.click_file import Clicks, read_clicks
 from training.evaluation.minilm import MiniLM
 from training.evaluation.note_text import note_text
@@ -32,17 +32,32 @@ from training.train import TrainingPlan, train
 from training.training_data import DataFiles
 from training.watch import Watch
 
-__all__ = ["ROWS", "DataFolder", "Trained", "embed_with_base", "embed_with_minilm", "train_row"]
+__all__ = [
+    "ROWS",
+    "DataFolder",
+    "Stopped",
+    "Trained",
+    "embed_with_base",
+    "embed_with_minilm",
+    "row_settings",
+    "train_row",
+]
 
 Matrix = NDArray[np.float32]
 
-# Of what every row shares, --set changes all of them; a row's own settings are what makes it that row.
-SHARED: Final[Mapping[str, Any]] = {"note_tokens": 64, "save_every": 1_000_000, "validate_every": 1_000_000}
+# What every row begins with; --set may change it.
+_SHARED: Final[Mapping[str, Any]] = {"note_tokens": 64, "save_every": 100, "validate_every": 1_000_000}
+_SHARED_OF_ROW: Final[Mapping[str, Mapping[str, Any]]] = {"minilm_tuned": {"learning_rate": 3e-4}}
+# What makes a row that row; --set may not.
 ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "minilm_tuned": {"generative_weight": 0.0, "learning_rate": 1e-4},
+    "minilm_tuned": {"generative_weight": 0.0},
     "contrastive": {"generative_weight": 0.0},
     "notellm": {},
 }
+
+
+class Stopped(Exception):
+    """By Ctrl-C or SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,10 @@ class DataFolder:
 
     @classmethod
     def read(cls, folder: Path, train_end: int) -> DataFolder:
-        notes_file = folder / "notes.jsonl"
+        notes_file, clicks_file = folder / "notes.jsonl", folder / "clicks.jsonl"
         notes = list({note.note_id: note for note in read_notes(notes_file, published_at=0)}.values())
-        return cls(notes_file, notes, read_clicks(folder / "clicks.jsonl"), train_end, hash_file(notes_file))
+        both = hash_file(notes_file)[:32] + hash_file(clicks_file)[:32]
+        return cls(notes_file, notes, read_clicks(clicks_file), train_end, both)
 
     def write_pairs(self, file: Path) -> None:
         """The pairs that ``notellm pairs refresh --window all --as-of TRAIN_END`` would leave, to the last score."""
@@ -81,46 +97,59 @@ class DataFolder:
 
 @dataclass(frozen=True)
 class Trained:
+    """``seconds`` are those of the steps, without loading and embedding."""
+
     embeddings: Matrix
     steps: int
     tokens: int
     seconds: float
-    settings: dict[str, Any]
     curve: list[tuple[int, float]]
 
 
+def row_settings(row: str, changes: Mapping[str, Any], seed: int) -> TrainingSettings:
+    """Raises pydantic's ValidationError."""
+    usual = {**_SHARED, **_SHARED_OF_ROW.get(row, {})}
+    return TrainingSettings(**{**usual, **changes, **ROWS[row], "seed": seed})
+
+
 def train_row(
-    row: str, data: DataFolder, *, base: str, folder: Path, changes: Mapping[str, Any], seed: int, tell: Watch
+    row: str, data: DataFolder, settings: TrainingSettings, *, base: str, folder: Path, watch: Watch
 ) -> Trained:
-    """Train one of :data:`ROWS` in ``folder`` and embed all notes. Goes on where an earlier try was killed."""
-    settings = TrainingSettings(**{**SHARED, **ROWS[row], **changes, "seed": seed})
+    """Train one of :data:`ROWS` in ``folder`` and embed all notes. Goes on from the last state of an earlier try.
+
+    Raises :class:`Stopped`, and what training raises.
+    """
     pairs = folder / "pairs.parquet"
-    if not pairs.exists():
-        data.write_pairs(pairs)
+    data.write_pairs(pairs)
     files = DataFiles(pairs, data.notes_file)
-    began = time.monotonic()
     if row == "minilm_tuned":
-        matrix, curve = tune_minilm(files, data.notes, settings, tell)
-        return Trained(matrix, settings.steps, curve[-1][0], time.monotonic() - began, settings.model_dump(), curve)
+        tuned = tune_minilm(files, settings, watch)
+        if tuned is None:
+            raise Stopped(f"{folder}: stopped; MiniLM keeps no state, and begins anew")
+        matrix = tuned.model.embed([note_text(note) for note in data.notes])
+        return Trained(matrix, settings.steps, tuned.curve[-1][0], tuned.seconds, tuned.curve)
     out = folder / "checkpoint"
-    plan = TrainingPlan(base=base, files=files, out=out, categories=["other"], settings=settings)
-    outcome = train(plan, tell)
-    if not outcome.done:
-        raise SystemExit(f"{folder}: stopped after step {outcome.metrics['step']}; the same command goes on from there")
+    # Where an earlier try was killed after its training, while it embedded, there is nothing left to train.
+    if not is_checkpoint(out):
+        plan = TrainingPlan(base=base, files=files, out=out, categories=["other"], settings=settings)
+        outcome = train(plan, watch)
+        if not outcome.done:
+            step = outcome.metrics["step"]
+            raise Stopped(f"{folder}: stopped after step {step}; the same command goes on from there")
     lines = [msgspec.json.decode(line) for line in (out / "metrics.jsonl").read_bytes().splitlines()]
-    curve = [(line["tokens"], line["contrastive"]) for line in lines if line["part"] == "train"]
+    steps = [line for line in lines if line["part"] == "train"]
     shutil.copy(out / "loss.png", folder / "loss.png")
-    matrix = embed_with_base(str(out), data.notes, lambda share: None)
-    last = outcome.metrics
-    return Trained(matrix, last["step"], last["tokens"], last["seconds"], settings.model_dump(), curve)
+    last = steps[-1]
+    curve = [(line["tokens"], line["contrastive"]) for line in steps]
+    return Trained(embed_with_base(str(out), data.notes), last["step"], last["tokens"], last["seconds"], curve)
 
 
-def embed_with_base(source: str, notes: list[Note], progress: Callable[[float], None]) -> Matrix:
+def embed_with_base(source: str, notes: list[Note]) -> Matrix:
     """``[N, D]`` by a checkpoint, or by a base that was never trained."""
     roomy = {"token_budget": 65_536, "max_rows": 512} if torch.cuda.is_available() else {}
     with open_torch_encoder(source, **roomy) as encoder:
-        return read_embeddings(encoder, notes, progress)
+        return read_embeddings(encoder, notes)
 
 
-def embed_with_minilm(notes: list[Note], progress: Callable[[float], None]) -> Matrix:
-    return MiniLM.load().embed([note_text(note) for note in notes], progress)
+def embed_with_minilm(notes: list[Note]) -> Matrix:
+    return MiniLM.load().embed([note_text(note) for note in notes])

@@ -7,13 +7,12 @@ its text is title, content and hashtags, cut to the same number of its own token
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import get_scheduler
 
-from notellm.messages import Note
 from notellm.settings import TrainingSettings
 from training.evaluation.minilm import MiniLM
 from training.evaluation.note_text import note_text
@@ -22,13 +21,20 @@ from training.pair_draws import PairDraws
 from training.training_data import DataFiles, read_training_data
 from training.watch import Watch
 
-__all__ = ["tune_minilm"]
+__all__ = ["TunedMiniLM", "tune_minilm"]
 
 
-def tune_minilm(
-    files: DataFiles, notes: list[Note], settings: TrainingSettings, watch: Watch
-) -> tuple[NDArray[np.float32], list[tuple[int, float]]]:
-    """Embeddings ``[N, 384]`` of ``notes`` after training, and (tokens, contrastive loss) of each step."""
+@dataclass(frozen=True)
+class TunedMiniLM:
+    """``curve``: tokens read and contrastive loss after each step."""
+
+    model: MiniLM
+    curve: list[tuple[int, float]]
+    seconds: float
+
+
+def tune_minilm(files: DataFiles, settings: TrainingSettings, watch: Watch) -> TunedMiniLM | None:
+    """None where ``watch`` wanted it to stop."""
     data = read_training_data(files).train
     minilm = MiniLM.load(tokens=settings.note_tokens)
     model = minilm.model.train()
@@ -41,7 +47,8 @@ def tune_minilm(
     ]
     optimizer = torch.optim.AdamW(groups)
     warmup = round(settings.warmup_share * settings.steps)
-    scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps)
+    schedule = {"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule)
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=settings.steps)
     draws = PairDraws(data.pairs, settings, settings.batch_pairs)
     texts = [note_text(data.notes.note(row)) for row in range(len(data.notes))]
     curve: list[tuple[int, float]] = []
@@ -73,5 +80,7 @@ def tune_minilm(
                 "recall_at_1": float(recall_at_1(embeddings.detach(), partner, not_negative)),
             }
         )
+        if watch.wants_to_stop():
+            return None
     model.eval()
-    return minilm.embed([note_text(note) for note in notes]), curve
+    return TunedMiniLM(minilm, curve, time.monotonic() - began)

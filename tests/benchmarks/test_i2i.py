@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.i2i.__main__ import main
 from benchmarks.i2i.mix import MixScorer
-from benchmarks.i2i.saved_runs import SavedRun, read_runs, run_folder, save_run
+from benchmarks.i2i.saved_runs import RunError, SavedRun, read_runs, run_folder, save_run
 from benchmarks.i2i.table import make_table, plot_table
-from benchmarks.i2i.train_rows import DataFolder
+from benchmarks.i2i.train_rows import ROWS, DataFolder, row_settings
 from training.evaluation.pair_scores import UNIT, pair_scores
 from training.evaluation.protocol import clicks_on_notes
 from training.note_table import read_note_table
@@ -40,10 +41,10 @@ def data(tmp_path: Path) -> DataFolder:
     return DataFolder.read(folder, TRAIN_END)
 
 
-def saved(runs: Path, name: str, seed: int, embeddings: Matrix, sha256: str) -> None:
+def saved(runs: Path, name: str, seed: int, embeddings: Matrix, sha256: str, **settings: Any) -> None:
     run = SavedRun(
-        name=name, seed=seed, steps=2, tokens=50, seconds=1.5, device="CPU", commit="abc", command="python -m ...",
-        notes_sha256=sha256, settings={"seed": seed},
+        name=name, row=name, seed=seed, base="smollm2", data_sha256=sha256, train_end=TRAIN_END, steps=2, tokens=50,
+        seconds=1.5, device="CPU", commit="abc", command="python -m ...", settings={"seed": seed, **settings},
     )  # fmt: skip
     save_run(run_folder(runs, name, seed), run, embeddings, [(25, 2.0), (50, 1.0)])
 
@@ -72,7 +73,7 @@ def test_seeds_are_averaged_and_runs_told_apart(data: DataFolder, tmp_path: Path
     saved(runs, "notellm", 0, circle(), data.sha256)
     saved(runs, "notellm", 1, useless(), data.sha256)
     saved(runs, "contrastive", 0, circle(), data.sha256)
-    found = read_runs(runs, data.sha256)
+    found = read_runs(runs, data.sha256, TRAIN_END)
     base = {"base": np.random.default_rng(0).normal(size=(8, 80)).astype(np.float32)}
     told: list[str] = []
     table = make_table(data, base, found, test_start=TEST_START, targets="test", tell=told.append)
@@ -95,15 +96,65 @@ def test_seeds_are_averaged_and_runs_told_apart(data: DataFolder, tmp_path: Path
 
 
 def make_alone(data: DataFolder, runs: Path, seed: int) -> float:
-    found = {"notellm": [each for each in read_runs(runs, data.sha256)["notellm"] if each[0].seed == seed]}
+    found = {"notellm": [each for each in read_runs(runs, data.sha256, TRAIN_END)["notellm"] if each[0].seed == seed]}
     table = make_table(data, {}, found, test_start=TEST_START, targets="test", tell=lambda line: None)
     return table.rows["notellm"].metrics["all"]["recall_at_1"].value
 
 
-def test_runs_on_other_notes_are_refused(data: DataFolder, tmp_path: Path) -> None:
-    saved(tmp_path / "runs", "notellm", 0, circle(), "another")
-    with pytest.raises(SystemExit, match="trained on other notes"):
-        read_runs(tmp_path / "runs", data.sha256)
+def test_runs_that_do_not_belong_here_are_refused(data: DataFolder, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    saved(runs, "notellm", 0, circle(), "another")
+    with pytest.raises(RunError, match="trained on other notes or clicks"):
+        read_runs(runs, data.sha256, TRAIN_END)
+    saved(runs, "notellm", 0, circle(), data.sha256)
+    with pytest.raises(RunError, match="learnt from clicks before 100, and --train-end is 50"):
+        read_runs(runs, data.sha256, 50)
+    saved(runs, "notellm", 1, circle(), data.sha256, steps=9)
+    with pytest.raises(RunError, match="notellm: its seeds were trained with different settings"):
+        read_runs(runs, data.sha256, TRAIN_END)
+
+
+def test_what_makes_a_row_that_row_is_not_for_set_to_change() -> None:
+    changed = {"generative_weight": "0.5", "steps": "7"}
+    found = {row: row_settings(row, changed, seed=3) for row in ROWS}
+    assert {row: each.generative_weight for row, each in found.items()} == {
+        "minilm_tuned": 0, "contrastive": 0, "notellm": 0.5,
+    }  # fmt: skip
+    assert {(each.steps, each.seed) for each in found.values()} == {(7, 3)}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"settings": ["steps"]}, "--set: 'steps' is not allowed; allowed is name=value with one of steps, "),
+        ({"settings": ["seed=1"]}, "--set: 'seed=1' is not allowed"),
+        ({"settings": ["steps=0"]}, "--set: steps=0: "),
+        ({"row": ["bert"]}, "--row: 'bert' is not allowed; allowed: minilm_tuned, contrastive, notellm"),
+        ({"name": "mine"}, "--name: names one row; give exactly one --row"),
+        ({"targets": "all"}, "--targets: 'all' is not allowed; allowed: test, validation"),
+        ({"test_start": "50"}, "--train-end: 100 is not allowed: it is after --test-start (50)"),
+        ({"data": Path("nowhere")}, "nowhere"),
+        ({"train": False, "seed": [1]}, "--row, --seed, --set and --name say what to train; give --train as well"),
+    ],
+)
+def test_what_is_wrong_is_one_line(data: DataFolder, tmp_path: Path, given: dict[str, Any], line: str) -> None:
+    usual = {"data": data.notes_file.parent, "train_end": "100", "test_start": "200", "train": True}
+    with pytest.raises(SystemExit) as caught:
+        main(**{**usual, "runs": tmp_path / "runs", **given})
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_is_there_is_not_trained_again_nor_taken_for_another(data: DataFolder, tmp_path: Path) -> None:
+    usual: dict[str, Any] = {
+        "data": data.notes_file.parent, "train_end": "100", "test_start": "200", "train": True, "table": False,
+        "runs": tmp_path, "row": ["contrastive"],
+    }  # fmt: skip
+    settings = row_settings("contrastive", {"steps": 3}, 0).model_dump(exclude={"seed"})
+    saved(tmp_path, "contrastive", 0, circle(), data.sha256, **settings)
+    main(**usual, settings=["steps=3"])
+    with pytest.raises(SystemExit, match="contrastive-0 was trained with other settings"):
+        main(**usual, settings=["steps=4"])
 
 
 def test_the_mix_is_the_cosine_and_a_share_of_the_score(data: DataFolder) -> None:
