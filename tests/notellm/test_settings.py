@@ -87,6 +87,7 @@ ALLOWED: dict[str, Any] = {
     "training.mask_false_negatives": False,
     "training.template": "zh",
     "training.note_tokens": 64,
+    "training.hard_negatives": 0.5,
     "training.seed": 3,
     "training.save_every": 5,
     "training.keep_states": 1,
