@@ -139,31 +139,29 @@ def _run(settings: Settings, script: list[Publication], ledger_file: Path) -> tu
     watched = _Switch()
     ledger = Ledger(ledger_file, settings.kafka.notes_topic)
     publisher = NotePublisher(settings.kafka)
-    with (
-        _loaded(settings) as encoder,
-        updater_service(settings, encoder, watched) as updater,
-        _in_background(updater.run, updater.stop) as check,
-    ):
-        load = watched.turn()
-        with on_screen(load, err):
-            for publication in script:
-                _publish(publisher, ledger, publication)
-                load.published += 1
-                if load.published % 50 == 0:
-                    check()
-            publisher.flush()
-            _wait(lambda: load.settled_count >= sum(not one.broken for one in script), check)
-        load.finish()
-        idle = watched.turn()
+    with _loaded(settings) as encoder:
+        # Now, as an encoder answers one thread at a time, and the updater's is about to be that one.
         short = _short_notes(script, encoder)
-        with on_screen(idle, err):
-            for number, note in enumerate(short):
-                again = msgspec.structs.replace(note, note_id=f"idle-{number:03d}")
-                _publish(publisher, ledger, Publication(again.note_id.encode(), msgspec.json.encode(again)))
-                idle.published += 1
+        with updater_service(settings, encoder, watched) as updater, _in_background(updater.run, updater.stop) as check:
+            load = watched.turn()
+            with on_screen(load, err):
+                for publication in script:
+                    _publish(publisher, ledger, publication)
+                    load.published += 1
+                    if load.published % 50 == 0:
+                        check()
                 publisher.flush()
-                _wait(lambda done=number + 1: idle.settled_count >= done, check)  # type: ignore[misc]
-        idle.finish()
+                _wait(lambda: load.settled_count >= sum(not one.broken for one in script), check)
+            load.finish()
+            idle = watched.turn()
+            with on_screen(idle, err):
+                for number, note in enumerate(short):
+                    again = msgspec.structs.replace(note, note_id=f"idle-{number:03d}")
+                    _publish(publisher, ledger, Publication(again.note_id.encode(), msgspec.json.encode(again)))
+                    idle.published += 1
+                    publisher.flush()
+                    _wait(lambda done=number + 1: idle.settled_count >= done, check)  # type: ignore[misc]
+            idle.finish()
     ledger.close()
     return load, idle
 
