@@ -20,8 +20,8 @@ import pytest
 from tests.support.missing import missing
 from tests.support.private_network import enter_private_network
 
-# Spark's and other children are forked beside the threads of Milvus's client. gRPC's handlers of a fork would have those
-# threads stop and start again, and now and then end the child before it is what it is to be.
+# Spark's and other children are forked beside the threads of Milvus's client. gRPC's handlers of a fork would have
+# those threads stop and start again, and now and then end the child before it is what it is to be.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 # Nothing is imported up here that starts threads: without root, only a process that has none gets a network of its own.
