@@ -25,11 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.i2i.saved_runs import commit
-from benchmarks.i2i.train_rows import DataFolder, Stopped
-from benchmarks.training_options import check_rows, one_line_errors, parse_changes
+from benchmarks.i2i.train_rows import DataFolder, Stopped, open_encoder
+from benchmarks.training_options import changes_but_the_seed, check_rows, one_line_errors
 from commands.moments import parse_moment
 from commands.training_progress import TrainingProgress
-from export.torch_encoder import open_torch_encoder
 from notellm.messages import Note
 from notellm.note_file import read_notes
 from notellm.settings import TrainingSettings
@@ -84,7 +83,7 @@ def main(
     """  # noqa: D301 - the \\b is meant: it keeps the lines of the examples apart
     with one_line_errors(Stopped):
         check_rows(row or (), ROWS)
-        changes = parse_changes(settings or ())
+        changes = changes_but_the_seed(settings or ())
         end = 2**53 if train_end is None else parse_moment(train_end, "--train-end")
         notes = {note.note_id: note for note in _cleaned(data / "notes.jsonl")}
         folder = runs / f"{data.name}-{seed}"
@@ -105,8 +104,7 @@ def main(
 
 
 def _ask(source: str, question: EvaluationData, *, baselines: bool) -> dict[str, float | int]:
-    roomy = {"token_budget": 65_536, "max_rows": 512} if torch.cuda.is_available() else {}
-    with open_torch_encoder(source, categories=list(question.categories), **roomy) as model:
+    with open_encoder(source, list(question.categories)) as model:
         return flat_report(evaluate(Systems(model, baselines=baselines), question, seed=0))
 
 

@@ -7,21 +7,17 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
-from notellm.errors import NoteLLMError
-from notellm.settings import TrainingSettings
+from commands.train import parse_changes
+from notellm.errors import NoteLLMError, SettingsError
 
-__all__ = ["check_rows", "one_line_errors", "parse_changes"]
+__all__ = ["changes_but_the_seed", "check_rows", "one_line_errors"]
 
 
-def parse_changes(given: Iterable[str]) -> dict[str, str]:
-    """``name=value`` of --set; the seed has an option of its own."""
-    allowed = [name for name in TrainingSettings.model_fields if name != "seed"]
-    changes = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or name not in allowed:
-            raise SystemExit(f"--set: {text!r} is not allowed; allowed is name=value with one of {', '.join(allowed)}")
-        changes[name] = value
+def changes_but_the_seed(given: Iterable[str]) -> dict[str, str]:
+    """As ``notellm train`` reads --set; the seed has an option of its own. Raises :class:`SettingsError`."""
+    changes = parse_changes(given)
+    if "seed" in changes:
+        raise SettingsError(f"--set: 'seed={changes['seed']}' is not allowed; give --seed")
     return changes
 
 

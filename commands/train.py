@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from notellm.errors import SettingsError
 from notellm.settings import TrainingSettings, load_settings
 from streams.snapshot import open_snapshot
 
-__all__ = ["train"]
+__all__ = ["parse_changes", "train"]
 
 
 def train(
@@ -180,9 +180,9 @@ def _console() -> Console:
     return err if os.environ.get("RANK", "0") == "0" else Console(quiet=True)
 
 
-def _settings(config: Path | None, given: list[str], steps: int | None, usual: Mapping[str, Any]) -> TrainingSettings:
-    """``usual`` gives way to what is set anywhere."""
-    flags: dict[str, Any] = {}
+def parse_changes(given: Iterable[str]) -> dict[str, str]:
+    """``name=value`` of --set. Raises :class:`SettingsError`."""
+    changes = {}
     for each in given:
         name, equals, value = each.partition("=")
         if not equals or name.strip() not in TrainingSettings.model_fields:
@@ -190,7 +190,13 @@ def _settings(config: Path | None, given: list[str], steps: int | None, usual: M
                 f"--set: {each!r} is not allowed; allowed is name=value with one of "
                 f"{', '.join(TrainingSettings.model_fields)}"
             )
-        flags[f"training.{name.strip()}"] = value.strip()
+        changes[name.strip()] = value.strip()
+    return changes
+
+
+def _settings(config: Path | None, given: list[str], steps: int | None, usual: Mapping[str, Any]) -> TrainingSettings:
+    """``usual`` gives way to what is set anywhere."""
+    flags: dict[str, Any] = {f"training.{name}": value for name, value in parse_changes(given).items()}
     # --set wins: the value of --steps may be the environment's.
     flags.setdefault("training.steps", steps)
     found = load_settings(config, flags).training

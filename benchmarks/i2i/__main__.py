@@ -28,7 +28,7 @@ from benchmarks.i2i.train_rows import (
     row_settings,
     train_row,
 )
-from benchmarks.training_options import check_rows, one_line_errors, parse_changes
+from benchmarks.training_options import changes_but_the_seed, check_rows, one_line_errors
 from commands.moments import parse_moment
 from commands.training_progress import TrainingProgress
 from training.base_model import SMOLLM2
@@ -73,7 +73,7 @@ def main(
         if name and len(row or ()) != 1:
             raise SystemExit("--name: names one row; give exactly one --row")
         check_rows(row or (), ROWS)
-        changes = parse_changes(settings or ())
+        changes = changes_but_the_seed(settings or ())
         folder = DataFolder.read(data, end)
         saved = runs or Path("build/i2i/runs") / data.name
         if train:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.peers.minilm_pairs import tune_minilm
 from export.torch_encoder import open_torch_encoder
 from notellm.bundle import hash_file
+from notellm.encoder import NoteEncoder
 from notellm.messages import Note
 from notellm.note_file import read_notes
 from notellm.settings import TrainingSettings
@@ -39,6 +41,7 @@ __all__ = [
     "Trained",
     "embed_with_base",
     "embed_with_minilm",
+    "open_encoder",
     "row_settings",
     "train_row",
 ]
@@ -144,10 +147,15 @@ def train_row(
     return Trained(embed_with_base(str(out), data.notes), last["step"], last["tokens"], last["seconds"], curve)
 
 
+def open_encoder(source: str, categories: list[str] | None = None) -> AbstractContextManager[NoteEncoder]:
+    """Through torch, in batches that fill a GPU where there is one."""
+    roomy = {"token_budget": 65_536, "max_rows": 512} if torch.cuda.is_available() else {}
+    return open_torch_encoder(source, categories=categories, **roomy)
+
+
 def embed_with_base(source: str, notes: list[Note]) -> Matrix:
     """``[N, D]`` by a checkpoint, or by a base that was never trained."""
-    roomy = {"token_budget": 65_536, "max_rows": 512} if torch.cuda.is_available() else {}
-    with open_torch_encoder(source, **roomy) as encoder:
+    with open_encoder(source) as encoder:
         return read_embeddings(encoder, notes)
 
 
