@@ -268,6 +268,13 @@ class TrainingSettings(_Section):
     hashtag_share: float = Field(
         0.4, ge=0, le=1, description="Share of the notes that are asked for hashtags; the others for their category."
     )
+    asked_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the notes that are asked for anything; the others are embedded alone, from all of their "
+        "prompt. Below 1 where a note's hashtags matter to its embedding.",
+    )
     held_back: Literal["one", "some", "all"] = Field(
         "one", description="How many of its hashtags a note is asked for; the others stay in its prompt."
     )

@@ -41,9 +41,9 @@ class PairBatch:
 class PairBatches(torch.utils.data.Dataset[PairBatch]):
     """Item s is the batch of step s.
 
-    Pairs are those of :class:`training.pair_draws.PairDraws`. Each note is asked for one task: hashtags with the share
-    ``hashtag_share``, else its category; for what it has no answer for, the other one, or none. ``redraw_partners`` is
-    a control: partners are drawn anew at every step, so that there is nothing to learn.
+    Pairs are those of :class:`training.pair_draws.PairDraws`. Of the notes ``asked_share`` are asked for one task each:
+    hashtags with the share ``hashtag_share``, else its category; for what it has no answer for, the other one, or none.
+    ``redraw_partners`` is a control: partners are drawn anew at every step, so that there is nothing to learn.
     """
 
     def __init__(
@@ -91,9 +91,10 @@ class PairBatches(torch.utils.data.Dataset[PairBatch]):
 
     def _task(self, note: Note, draw: np.random.Generator) -> Task | None:
         wants_hashtags = draw.random() < self._settings.hashtag_share
+        is_asked = self._settings.asked_share == 1 or draw.random() < self._settings.asked_share
         # With its hashtags held back, a note must still have something to be read.
         can_hashtags = bool(note.hashtags) and bool(note.title.strip() or note.content.strip())
         can_category = note.category in self._categories
-        if not self._settings.generative_weight or not (can_hashtags or can_category):
+        if not (self._settings.generative_weight and is_asked and (can_hashtags or can_category)):
             return None
         return "hashtags" if can_hashtags and (wants_hashtags or not can_category) else "category"

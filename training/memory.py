@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from notellm.settings import TrainingSettings
 from training.errors import TrainingError
 from training.note_rows import ANSWER_TOKENS
 
-__all__ = ["bytes_per_note", "bytes_per_trained", "free_bytes", "notes_that_fit"]
+__all__ = ["bytes_per_note", "bytes_per_trained", "free_bytes", "memory_errors", "notes_that_fit"]
 
 # Of what is free: the estimate is no measurement, and others use the machine as well.
 _SHARE = 0.7
@@ -56,3 +59,19 @@ def notes_that_fit(per_note: int, free: int, batch: int) -> int:
             "training.note_tokens, set training.gradient_checkpointing = true, or take a smaller base"
         )
     return min(fit, batch)
+
+
+@contextmanager
+def memory_errors(settings: TrainingSettings) -> Iterator[None]:
+    """What torch says of memory that it cannot get, as a line that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        told = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+        if not told:
+            raise
+        chunk = settings.chunk_notes or "as many as fit"
+        raise TrainingError(
+            f"memory: not enough for this training; lower training.chunk_notes (now {chunk}), training.note_tokens "
+            f"(now {settings.note_tokens}), or set training.gradient_checkpointing = true: {str(error).splitlines()[0]}"
+        ) from None

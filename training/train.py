@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +31,11 @@ from training.checkpoint_folder import (
     read_description,
     write_checkpoint,
 )
+from training.chunk_size import choose_chunk
 from training.errors import TrainingError
 from training.loss_plot import plot_losses
-from training.memory import bytes_per_note, bytes_per_trained, free_bytes, notes_that_fit
-from training.note_rows import ANSWER_TOKENS, RowBuilder, pad_rows
+from training.memory import memory_errors
+from training.note_rows import RowBuilder, pad_rows
 from training.run_folder import RunFolder, RunRecord
 from training.step import Weights, backward, measure
 from training.training_data import DataFiles, PairedNotes, TrainingData, read_training_data
@@ -81,7 +80,7 @@ def train(plan: TrainingPlan, watch: Watch) -> Outcome:
     Under ``torchrun`` every process calls this; the first one writes. Raises :class:`TrainingError`,
     :class:`training.errors.TrainingDataError` or :class:`training.errors.BaseModelError`.
     """
-    with _memory_errors(plan.settings), RunFolder(plan.out) as folder:
+    with memory_errors(plan.settings), RunFolder(plan.out) as folder:
         return _Training(plan, watch, folder).run()
 
 
@@ -154,7 +153,7 @@ class _Training:
 
     def _steps(self, start: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> Outcome:
         settings, accelerator = self._settings, self._accelerator
-        chunk = self._chunk()
+        chunk = choose_chunk(self._base, self._model, self._builder, settings, accelerator, self._watch)
         batches = PairBatches(
             self._data.train.notes,
             self._data.train.pairs,
@@ -238,43 +237,6 @@ class _Training:
             return {}
         lines = [line for line in self._folder.read_metrics() if line["part"] == "train"]
         return lines[-1] if lines else {}
-
-    def _chunk(self) -> int:
-        """Notes that go through the model at a time."""
-        settings = self._settings
-        batch = 2 * settings.batch_pairs
-        if settings.chunk_notes:
-            return min(settings.chunk_notes, batch)
-        per_note = bytes_per_note(
-            self._base.model.config.get_text_config(),
-            self._longest_row(),
-            checkpointing=settings.gradient_checkpointing,
-            bytes_per_number=2 if self._accelerator.mixed_precision == "bf16" else 4,
-        )
-        chunk = notes_that_fit(per_note, self._free_bytes(), batch)
-        if chunk < batch:
-            self._watch.say(
-                f"memory: the {batch} notes of a batch go through the model {chunk} at a time, which costs a "
-                "pass more; training.chunk_notes sets another number"
-            )
-        return chunk
-
-    def _longest_row(self) -> int:
-        """Ids of a note that fills its budget; the instruction is read once per chunk, but where nothing is cached."""
-        prefix = len(self._builder.prefix_ids) if self._settings.gradient_checkpointing else 0
-        return prefix + self._builder.longest_question + ANSWER_TOKENS
-
-    def _free_bytes(self) -> int:
-        """What is left for activations, the same for every process: chunked and whole batches talk in another order."""
-        device = self._accelerator.device
-        free = free_bytes(device)
-        if device.type == "cpu":
-            free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        trained = sum(part.numel() for part in self._model.parameters() if part.requires_grad)
-        free -= trained * bytes_per_trained(
-            autocast=self._accelerator.mixed_precision == "bf16", processes=self._accelerator.num_processes
-        )
-        return int(self._accelerator.gather(torch.tensor([max(free, 0)], device=device)).min())
 
     @torch.no_grad()
     def _whiten(self) -> None:
@@ -393,19 +355,3 @@ def _seed_of(seed: int, step: int, process: int) -> int:
 
 def _length(row: Any) -> int:
     return len(row.ids)
-
-
-@contextmanager
-def _memory_errors(settings: TrainingSettings) -> Iterator[None]:
-    """What torch says of memory that it cannot get, as a line that says what to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        told = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-        if not told:
-            raise
-        chunk = settings.chunk_notes or "as many as fit"
-        raise TrainingError(
-            f"memory: not enough for this training; lower training.chunk_notes (now {chunk}), training.note_tokens "
-            f"(now {settings.note_tokens}), or set training.gradient_checkpointing = true: {str(error).splitlines()[0]}"
-        ) from None

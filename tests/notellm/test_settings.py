@@ -81,6 +81,7 @@ ALLOWED: dict[str, Any] = {
     "training.generative_weight": 0.5,
     "training.contrastive": False,
     "training.hashtag_share": 0.25,
+    "training.asked_share": 0.5,
     "training.held_back": "some",
     "training.category_hashtags": 0.75,
     "training.score_power": 0.5,

@@ -216,6 +216,12 @@ class TestTasks:
         mute = [replace(note, hashtags=[], category="") for note in self.FULL]
         assert self.share(mute) == {1: 0, 2: 0, 3: 1}
 
+    @pytest.mark.parametrize("asked_share", [0.0, 0.4])
+    def test_are_asked_of_as_many_notes_as_is_set(self, asked_share: float) -> None:
+        shares = self.share(self.FULL, asked_share=asked_share, hashtag_share=0.5)
+        assert abs(shares[3] - (1 - asked_share)) <= (0.05 if asked_share else 0)
+        assert abs(shares[1] - shares[2]) < 0.07
+
     def test_are_none_where_generation_is_not_trained(self) -> None:
         assert self.share(self.FULL, generative_weight=0) == {1: 0, 2: 0, 3: 1}
 
