@@ -394,6 +394,8 @@ def test_a_static_member_comes_back_to_its_partitions_and_nobody_else_notices(
 ) -> None:
     for partition in range(4):
         publish(real_settings, 4, partition)
+    # A session that a busy machine cannot outlast between the member's end and its return.
+    real_settings.properties["session.timeout.ms"] = 40_000
     first, first_events = joined(real_settings, assignor=assignor, group_instance_id="u1")
     second, second_events = joined(real_settings, assignor=assignor, group_instance_id="u2")
     wait_for(lambda: len(first_events.ours) == len(second_events.ours) == 2, first, second)
