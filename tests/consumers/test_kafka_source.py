@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -21,6 +22,27 @@ from tests.support.kafka_server import KafkaServer
 pytestmark = pytest.mark.integration
 
 GROUP = "notellm.default.notes_0123456789abcdef.f1"
+
+
+@pytest.fixture(autouse=True)
+def close_what_a_failed_test_left_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An open consumer that is garbage-collected can wait for its rebalance for ever, and every later test with it."""
+    opened: list[KafkaSource] = []
+    begin, end = KafkaSource.__init__, KafkaSource.close
+
+    def init(source: KafkaSource, *arguments: Any, **options: Any) -> None:
+        begin(source, *arguments, **options)
+        opened.append(source)
+
+    def close(source: KafkaSource) -> None:
+        opened.remove(source)
+        end(source)
+
+    monkeypatch.setattr(KafkaSource, "__init__", init)
+    monkeypatch.setattr(KafkaSource, "close", close)
+    yield
+    while opened:
+        opened[-1].close()
 
 
 def group_of(settings: KafkaSettings) -> str:
