@@ -14,7 +14,17 @@ from torch import Tensor
 from notellm.messages import Note
 from notellm.prompt import PromptBuilder
 
-__all__ = ["ANSWER_TOKENS", "NO_LABEL", "HeldBack", "NoteRow", "NoteRows", "RowBuilder", "Task", "pad_rows"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "NO_LABEL",
+    "HeldBack",
+    "NoteRow",
+    "NoteRows",
+    "RowBuilder",
+    "Task",
+    "in_order_of_rows",
+    "pad_rows",
+]
 
 NO_LABEL: Final = -100
 # Hashtags are written by strangers: 32 of 64 Chinese characters are thousands of tokens, and a batch is as wide as its
@@ -69,7 +79,12 @@ class NoteRows:
             None if self.labels is None else self.labels.to(device),
         )
 
-    def part(self, rows: slice, *, embeddings_only: bool = False) -> NoteRows:
+    def by_length(self, count: int) -> list[Tensor]:
+        """All rows' indices in parts of ``count``, those of like length together: a part is as wide as its longest."""
+        order = self.mask.sum(dim=1).argsort(stable=True)
+        return [order[start : start + count] for start in range(0, len(order), count)]
+
+    def part(self, rows: Tensor | slice, *, embeddings_only: bool = False) -> NoteRows:
         """Some rows, without the padding and, for embeddings only, without the answers that they do not need."""
         embed_at = self.embed_at[rows]
         longest = int(embed_at.max() + 1 if embeddings_only else self.mask[rows].sum(dim=1).max())
@@ -84,6 +99,11 @@ class NoteRows:
             before = torch.arange(longest, device=embed_at.device) <= embed_at[:, None]
             part = replace(part, mask=part.mask * before)
         return part
+
+
+def in_order_of_rows(parts: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
+    """What was found for the rows of each part of :meth:`NoteRows.by_length`, ``[B, ...]`` in the rows' own order."""
+    return torch.cat(list(found))[torch.cat(list(parts)).argsort()]
 
 
 class RowBuilder:

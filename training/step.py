@@ -8,7 +8,7 @@ memory holds one chunk's activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training.batches import PairBatch
 from training.losses import contrastive_loss, gather_rows, mix_losses, recall_at_1
 from training.model import NoteLLM
-from training.note_rows import NoteRows
+from training.note_rows import NoteRows, in_order_of_rows
 
 __all__ = ["BatchLosses", "backward", "measure"]
 
@@ -51,10 +51,10 @@ def backward(
 ) -> BatchLosses:
     """Add the batch's gradients to the parameters. ``wrapped`` is ``model``, in data parallelism around it or not.
 
-    ``chunk`` notes go through the model at a time.
+    ``chunk`` notes go through the model at a time, each with those of like length.
     """
     rows = batch.rows.to(accelerator.device)
-    parts = [slice(start, start + chunk) for start in range(0, len(rows), chunk)]
+    parts = rows.by_length(chunk)
     if len(parts) == 1:
         output = wrapped(rows)
         contrastive, recall = _contrastive(model, batch, weights, output.embeddings)
@@ -95,8 +95,9 @@ def measure(model: NoteLLM, batch: PairBatch, weights: Weights, chunk: int, devi
     All negatives weigh alike, whatever the training's hardness: so runs compare.
     """
     rows = batch.rows.to(device)
-    outputs = [model(rows.part(slice(start, start + chunk))) for start in range(0, len(rows), chunk)]
-    embeddings = torch.cat([output.embeddings for output in outputs])
+    parts = rows.by_length(chunk)
+    outputs = [model(rows.part(part)) for part in parts]
+    embeddings = in_order_of_rows(parts, [output.embeddings for output in outputs])
     assert model.temperature is not None
     partner, not_negative = batch.partner.to(device), batch.not_negative.to(device)
     contrastive = contrastive_loss(embeddings, partner, not_negative, model.temperature)
@@ -112,7 +113,7 @@ def _contrastive(model: NoteLLM, batch: PairBatch, weights: Weights, embeddings:
     return loss, recall_at_1(everyone.detach(), partner, not_negative)
 
 
-def _embed(model: NoteLLM, rows: NoteRows, parts: list[slice]) -> tuple[Tensor, list[Tensor]]:
+def _embed(model: NoteLLM, rows: NoteRows, parts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Embeddings of all rows, and the state of the random numbers at each part."""
     # Dropout has to fall on the same places when a part comes again, with its answers: so it must have them now.
     alone = not _drops(model)
@@ -121,7 +122,7 @@ def _embed(model: NoteLLM, rows: NoteRows, parts: list[slice]) -> tuple[Tensor, 
         for part in parts:
             states.append(_get_random_state(rows.ids.device))
             embeddings.append(model(rows.part(part, embeddings_only=alone)).embeddings)
-    return torch.cat(embeddings), states
+    return in_order_of_rows(parts, embeddings), states
 
 
 def _drops(model: NoteLLM) -> bool:

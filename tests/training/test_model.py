@@ -104,6 +104,23 @@ def test_the_instruction_is_computed_once_and_not_once_a_note(tiny_base: Path) -
     assert shapes == [(1, len(PREFIX)), (len(ROWS), max(len(row.ids) for row in ROWS))]
 
 
+def test_a_cpu_reads_a_large_batch_in_parts_of_like_length(tiny_base: Path) -> None:
+    model, base = tiny_model(tiny_base)
+    rows = [ROWS[place % len(ROWS)] for place in range(40)]
+    widths: list[int] = []
+    base.model.get_decoder().layers[0].register_forward_hook(
+        lambda module, arguments, output: widths.append(arguments[0].shape[1])
+    )
+    batch = pad_rows(rows, PREFIX)
+    found = model(batch)
+    lengths = sorted(len(row.ids) for row in rows)
+    assert widths[1::2] == [lengths[15], lengths[31], lengths[39]], "each after its instruction"
+    wanted = alone(model, rows)
+    torch.testing.assert_close(found.embeddings, wanted.embeddings, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.answer_loss, wanted.answer_loss, atol=1e-3, rtol=1e-5)
+    assert_same_gradients(gradients(model, lambda: model(batch)), gradients(model, lambda: alone(model, rows)))
+
+
 def test_embeddings_only_needs_no_answers_and_has_no_loss(tiny_base: Path) -> None:
     model, _ = tiny_model(tiny_base)
     batch = pad_rows(ROWS, PREFIX)
