@@ -7,6 +7,7 @@ L2-normalised; the same forward pass goes on to generate hashtags and category.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -16,16 +17,17 @@ from training.losses import answer_loss_sum
 from training.note_rows import NO_LABEL, in_order_of_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
     from training.note_rows import NoteRows
 
 __all__ = ["EMB_TOKEN", "NoteLLM", "NoteOutput", "add_emb_token"]
 
 EMB_TOKEN = "[EMB]"  # noqa: S105 - a token of the vocabulary
-# Rows of a batch that a CPU reads at once, those of like length together. More are not faster there, and half of a
-# batch of short posts is padding; on a GPU more and smaller kernels would cost what padding does.
+# Rows of a batch that are read at once, those of like length together: half of a batch of short posts is padding else.
+# More are not faster on a CPU; on a GPU fewer would not fill it.
 _CPU_ROWS: Final = 16
+_GPU_ROWS: Final = 128
 
 
 class NoteOutput(NamedTuple):
@@ -68,17 +70,21 @@ class NoteLLM(nn.Module):
 
     def forward(self, rows: NoteRows) -> NoteOutput:
         """One pass: the embedding of each row, and how badly its answer was foretold."""
-        if rows.ids.device.type != "cpu" or len(rows) <= _CPU_ROWS:
-            return self._read(rows)
-        parts = rows.by_length(_CPU_ROWS)
-        outputs = [self._read(rows.part(part)) for part in parts]
+        most = _CPU_ROWS if rows.ids.device.type == "cpu" else _GPU_ROWS
+        instruction = self._read_instruction(rows)
+        if len(rows) <= most:
+            return self._read(rows, instruction)
+        parts = rows.by_length(most)
+        # Cut before anything is read: a part's width is a number that a GPU has to be waited for.
+        cut = [rows.part(part) for part in parts]
+        outputs = [self._read(part, instruction) for part in cut]
         return NoteOutput(
             in_order_of_rows(parts, [output.embeddings for output in outputs]),
             torch.stack([output.answer_loss for output in outputs]).sum(),
         )
 
-    def _read(self, rows: NoteRows) -> NoteOutput:
-        hidden = self._hidden(rows)
+    def _read(self, rows: NoteRows, instruction: Cache | None) -> NoteOutput:
+        hidden = self._hidden(rows, instruction)
         # Cosines of nearly equal vectors want all the digits, whatever precision the base computes in.
         with torch.autocast(hidden.device.type, enabled=False):
             embeddings = self.embed(_at(hidden, rows.embed_at).float())
@@ -99,29 +105,41 @@ class NoteLLM(nn.Module):
 
     def hidden_at_quote(self, rows: NoteRows) -> Tensor:
         """``[B, hidden]`` at the opening quote: what the projection gets."""
-        return _at(self._hidden(rows), rows.embed_at)
+        return _at(self._hidden(rows, self._read_instruction(rows)), rows.embed_at)
 
-    def _hidden(self, rows: NoteRows) -> Tensor:
-        """``[B, S, hidden]`` after the last layer; all rows read the instruction's keys and values, computed once."""
-        decoder = self.base.get_decoder()
-        prefix = rows.prefix.expand(1, -1)
+    def _read_instruction(self, rows: NoteRows) -> Cache | None:
+        """The instruction's keys and values, of one row; None where activations are computed again.
+
+        What is computed again cannot share a cache: there each row reads the instruction for itself.
+        """
         if self.base.is_activation_checkpointing:
-            # What is computed again cannot share a cache: here each row reads the instruction for itself.
-            ids = torch.cat([rows.prefix.expand(len(rows.ids), -1), rows.ids], dim=1)
-            mask = torch.cat([ids.new_ones(len(ids), prefix.shape[1]), rows.mask], dim=1)
+            return None
+        return self.base.get_decoder()(input_ids=rows.prefix.expand(1, -1), use_cache=True).past_key_values
+
+    def _hidden(self, rows: NoteRows, instruction: Cache | None) -> Tensor:
+        """``[B, S, hidden]`` after the last layer."""
+        decoder, before = self.base.get_decoder(), len(rows.prefix)
+        mask = torch.cat([rows.mask.new_ones(len(rows), before), rows.mask], dim=1)
+        if instruction is None:
+            ids = torch.cat([rows.prefix.expand(len(rows), -1), rows.ids], dim=1)
             hidden: Tensor = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            return hidden[:, prefix.shape[1] :]
-        first = decoder(input_ids=prefix, use_cache=True).past_key_values
-        first.batch_repeat_interleave(len(rows.ids))
-        positions = torch.arange(rows.ids.shape[1], device=rows.ids.device) + prefix.shape[1]
-        mask = torch.cat([rows.mask.new_ones(len(rows.ids), prefix.shape[1]), rows.mask], dim=1)
+            return hidden[:, before:]
+        positions = torch.arange(rows.ids.shape[1], device=rows.ids.device) + before
         return decoder(  # type: ignore[no-any-return]
             input_ids=rows.ids,
             attention_mask=mask,
-            position_ids=positions.expand(len(rows.ids), -1),
-            past_key_values=first,
+            position_ids=positions.expand(len(rows), -1),
+            past_key_values=_repeat(instruction, len(rows)),
             use_cache=True,
         ).last_hidden_state
+
+
+def _repeat(cache: Cache, rows: int) -> Cache:
+    """``cache`` of one row for ``rows``; the one given stays as it is."""
+    copied = copy(cache)
+    copied.layers = [copy(layer) for layer in cache.layers]
+    copied.batch_repeat_interleave(rows)
+    return copied
 
 
 def _at(hidden: Tensor, places: Tensor) -> Tensor:
