@@ -43,8 +43,8 @@ def train(
         Path | None,
         typer.Option(
             "--from",
-            help="Begin with what this run has learnt, and not at the base (which must be the same, as must the LoRA's "
-            "rank): newer pairs, or other settings.",
+            help="Begin with what this run has learnt, and not at the base: newer pairs, or other settings. Of an "
+            "adapter the base must be the same, and its rank; a run that was trained whole brings its base along.",
             envvar="NOTELLM_CLI_TRAIN_FROM",
             show_default=False,
         ),

@@ -239,7 +239,11 @@ class TrainingSettings(_Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Of the computation; auto is bf16 on a GPU that has it and fp32 elsewhere."
     )
-    method: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all of the base's weights.")
+    method: Literal["auto", "lora", "full"] = Field(
+        "auto",
+        description="Train an adapter (lora), or all weights of the base (full). auto: all of a base of up to a "
+        "billion parameters, where no adapter is gone on from.",
+    )
     lora_rank: int = Field(16, ge=1, le=1024, description="LoRA: rank of the two matrices.")
     lora_alpha: int = Field(32, ge=1, description="LoRA: the adapter counts alpha / rank times.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA: dropout in front of the adapter.")

@@ -21,7 +21,7 @@ def adapt(base: Base, settings: TrainingSettings) -> tuple[NoteLLM, PeftModel | 
 
     Raises :class:`TrainingError` where the base has no module that ``lora_targets`` names.
     """
-    adapter = _add_lora(base, settings) if settings.method == "lora" else None
+    adapter = None if settings.method == "full" else _add_lora(base, settings)
     if adapter is None:
         base.model.requires_grad_(True)
     hidden = base.model.config.get_text_config().hidden_size

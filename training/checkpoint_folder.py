@@ -206,20 +206,24 @@ def write_checkpoint(
 
 
 def checkpoint_id(folder: Path) -> str:
-    """Of what was learnt: the sha256 of the adapter's and the projection's. Raises :class:`CheckpointError`."""
+    """Of what was learnt: sha256 of the adapter, or of all weights, and of the projection.
+
+    Raises :class:`CheckpointError`.
+    """
+    adapted = read_description(folder).adapter
+    weights = [folder / _ADAPTER] if adapted else sorted((folder / BASE).glob("*.safetensors"))
     try:
-        return " ".join(hash_file(folder / name) for name in (_ADAPTER, PROJECTION))
+        return " ".join(hash_file(file) for file in (*weights, folder / PROJECTION))
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be read: {error.strerror}") from None
 
 
-def begin_from(folder: Path, adapted: PeftModel, projection: nn.Linear) -> None:
+def begin_from(folder: Path, adapted: PeftModel | None, projection: nn.Linear) -> None:
     """Put what a checkpoint has learnt into an adapter and a projection that are to be trained further, in place.
 
-    Raises :class:`CheckpointError` where it has no adapter, or another one (rank, modules, base).
+    ``adapted`` is None where all weights were trained: those are the base. Raises :class:`CheckpointError` for another
+    adapter (rank, modules, base) or another size of the embedding.
     """
-    if not read_description(folder).adapter:
-        raise CheckpointError(f"checkpoint {folder}: was trained as a whole; go on from it with --base {folder / BASE}")
     found = load_projection(folder, projection.in_features)
     if found is None or found.weight.shape != projection.weight.shape:
         size = "none" if found is None else found.out_features
@@ -227,7 +231,8 @@ def begin_from(folder: Path, adapted: PeftModel, projection: nn.Linear) -> None:
             f"checkpoint {folder}: its projection makes {size} dimensions, training.embedding_dim is "
             f"{projection.out_features}"
         )
-    _fill(adapted, _tensors(folder, _ADAPTER))
+    if adapted is not None:
+        _fill(adapted, _tensors(folder, _ADAPTER))
     with torch.no_grad():
         projection.weight.copy_(found.weight)
         projection.bias.copy_(found.bias if found.bias is not None else torch.zeros_like(projection.bias))

@@ -56,7 +56,8 @@ def notes_that_fit(per_note: int, free: int, batch: int) -> int:
     if fit < 2:
         raise TrainingError(
             f"memory: a note needs about {per_note / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; lower "
-            "training.note_tokens, set training.gradient_checkpointing = true, or take a smaller base"
+            'training.note_tokens, set training.gradient_checkpointing = true or training.method = "lora", or take a '
+            "smaller base"
         )
     return min(fit, batch)
 
@@ -71,7 +72,9 @@ def memory_errors(settings: TrainingSettings) -> Iterator[None]:
         if not told:
             raise
         chunk = settings.chunk_notes or "as many as fit"
+        less = "" if settings.method == "lora" else 'training.method = "lora" or '
         raise TrainingError(
             f"memory: not enough for this training; lower training.chunk_notes (now {chunk}), training.note_tokens "
-            f"(now {settings.note_tokens}), or set training.gradient_checkpointing = true: {str(error).splitlines()[0]}"
+            f"(now {settings.note_tokens}), or set {less}training.gradient_checkpointing = true: "
+            f"{str(error).splitlines()[0]}"
         ) from None

@@ -18,6 +18,7 @@ RECALL: Final = 0.9
 SMOKE_SETTINGS: Final[Mapping[str, Any]] = {
     "steps": 14,
     "batch_pairs": 16,
+    "method": "lora",
     "note_tokens": 32,
     "learning_rate": 1e-3,
     "projection_learning_rate": 1e-3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from training.chunk_size import choose_chunk
 from training.errors import TrainingError
 from training.loss_plot import plot_losses
 from training.memory import memory_errors
+from training.method import choose_base, choose_method
 from training.note_rows import RowBuilder, pad_rows
 from training.run_folder import RunFolder, RunRecord
 from training.step import Weights, backward, measure
@@ -50,7 +51,8 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """``begin``: a checkpoint's folder to go on from, of the same base, method and rank; None begins at the base.
+    """``begin``: a checkpoint's folder to go on from, of the same method, base and rank; None begins at the base.
+    One that was trained whole brings its base along.
 
     ``redraw_partners`` is a control: pairs get other partners at every step, so that nothing can be learnt.
     """
@@ -80,6 +82,7 @@ def train(plan: TrainingPlan, watch: Watch) -> Outcome:
     Under ``torchrun`` every process calls this; the first one writes. Raises :class:`TrainingError`,
     :class:`training.errors.TrainingDataError` or :class:`training.errors.BaseModelError`.
     """
+    plan = replace(plan, settings=choose_method(plan.settings, plan.base, plan.begin))
     with memory_errors(plan.settings), RunFolder(plan.out) as folder:
         return _Training(plan, watch, folder).run()
 
@@ -101,7 +104,7 @@ class _Training:
         torch.manual_seed(settings.seed)
         bf16 = self._accelerator.mixed_precision == "bf16"
         half = torch.bfloat16 if bf16 and settings.method == "lora" else torch.float32
-        self._base = load_base(plan.base, dtype=half)
+        self._base = load_base(choose_base(settings, plan.base, plan.begin), dtype=half)
         self._prompt = PromptChoice(
             template=load_template(settings.template),
             limits=PromptLimits(note=settings.note_tokens),
@@ -110,10 +113,6 @@ class _Training:
         self._builder = _row_builder(self._base, self._prompt, settings)
         self._model, self._adapter = adapt(self._base, settings)
         if plan.begin is not None:
-            if self._adapter is None:
-                raise TrainingError(
-                    '--from: is for training.method = "lora"; a whole base goes on with --base RUN/base'
-                )
             assert isinstance(self._model.projection, nn.Linear)
             begin_from(plan.begin, self._adapter, self._model.projection)
 

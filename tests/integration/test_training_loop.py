@@ -47,7 +47,7 @@ AS_OF, TEST = "2026-02-01", "2026-01-30"
 # A tiny model learns to write a category as a hashtag, and its embeddings stay apart: were the temperature not so low,
 # the contrastive loss, which can make nothing of these clicks, would soon have them all alike.
 SETTINGS = (
-    f"--steps 30 --set batch_pairs=8 --set embedding_dim={DIM} --set note_tokens={NOTE_TOKENS} "
+    f"--steps 30 --set method=lora --set batch_pairs=8 --set embedding_dim={DIM} --set note_tokens={NOTE_TOKENS} "
     "--set learning_rate=0.003 --set generative_weight=1 --set hashtag_share=0.8 "
     "--set temperature=-3 --set projection_learning_rate=0.0003"
 )

@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "streams.future_tolerance_s": (86_401, "less than or equal to 86400"),
     "streams.session_timeout_s": (5, "greater than or equal to 6"),
     "training.steps": (0, "greater than or equal to 1"),
-    "training.method": ("qlora", "'lora' or 'full'"),
+    "training.method": ("qlora", "'auto', 'lora' or 'full'"),
     "training.hashtag_share": (1.1, "less than or equal to 1"),
     "training.held_back": ("none", "'one', 'some' or 'all'"),
     "training.lora_targets": ("", "at least 1 character"),

@@ -89,7 +89,8 @@ class OneAsks(Watch):
 def plan(tiny_base: Path, files: DataFiles, out: Path, processes: int) -> TrainingPlan:
     settings = TrainingSettings(
         steps=4, batch_pairs=4 // processes, chunk_notes=3 if processes == 2 else 8, note_tokens=24, embedding_dim=8,
-        lora_rank=2, lora_alpha=4, whitening_notes=16, generative_weight=0.5, save_every=10, validate_every=2,
+        method="lora", lora_rank=2, lora_alpha=4, whitening_notes=16, generative_weight=0.5, save_every=10,
+        validate_every=2,
     )  # fmt: skip
     return TrainingPlan(str(tiny_base), files, out, CATEGORIES, settings)
 

@@ -47,7 +47,7 @@ def test_where_two_do_not_fit_the_line_says_what_to_change() -> None:
         notes_that_fit(3_000_000_000, 4_100_000_000, 64)
     assert str(caught.value) == (
         "memory: a note needs about 3.0 GB and 4.1 GB are free; lower training.note_tokens, "
-        "set training.gradient_checkpointing = true, or take a smaller base"
+        'set training.gradient_checkpointing = true or training.method = "lora", or take a smaller base'
     )
 
 

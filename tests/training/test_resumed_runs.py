@@ -26,9 +26,9 @@ from training.watch import Watch
 
 # States after steps 3 and 6; a look at the validation part after 2, 4, 6 and 8; dropout draws at every step.
 SETTINGS = TrainingSettings(
-    steps=8, batch_pairs=3, chunk_notes=4, note_tokens=24, embedding_dim=8, lora_rank=2, lora_alpha=4, lora_dropout=0.3,
-    whitening_notes=16, generative_weight=0.5, held_back="some", temperature=1.5, save_every=3, keep_states=1,
-    validate_every=2, learning_rate=0.01,
+    steps=8, batch_pairs=3, chunk_notes=4, note_tokens=24, embedding_dim=8, method="lora", lora_rank=2, lora_alpha=4,
+    lora_dropout=0.3, whitening_notes=16, generative_weight=0.5, held_back="some", temperature=1.5, save_every=3,
+    keep_states=1, validate_every=2, learning_rate=0.01,
 )  # fmt: skip
 KILLED = -signal.SIGKILL
 
@@ -282,8 +282,29 @@ def test_another_run_may_begin_with_what_one_has_learnt(plan: TrainingPlan, unbr
     other_size = short.model_copy(update={"embedding_dim": 4})
     with pytest.raises(CheckpointError, match=r"its projection makes 8 dimensions, training\.embedding_dim is 4"):
         train(replace(second, out=tmp_path / "fourth", settings=other_size), Watch())
-    with pytest.raises(TrainingError, match=r'--from: is for training\.method = "lora"'):
+    with pytest.raises(TrainingError, match=r"training\.method = 'lora', and cannot go on with 'full'"):
         train(replace(second, out=tmp_path / "fifth", settings=short.model_copy(update={"method": "full"})), Watch())
+
+
+def test_a_run_that_was_trained_whole_is_gone_on_from_with_its_own_base(plan: TrainingPlan, tmp_path: Path) -> None:
+    whole = SETTINGS.model_copy(update={"method": "auto", "steps": 2})
+    first = replace(plan, out=tmp_path / "first", settings=whole)
+    train(first, Watch())
+    still = whole.model_copy(update={"steps": 1, "learning_rate": 1e-30, "projection_learning_rate": 1e-30})
+    second = replace(first, out=tmp_path / "second", begin=first.out, settings=still, base="not asked for")
+    train(second, Watch())
+    for name in ("base/model.safetensors", "projection.safetensors"):
+        before, after = load_file(first.out / name), load_file(second.out / name)
+        assert before.keys() == after.keys()
+        assert all(torch.allclose(before[key], after[key], rtol=0, atol=1e-20) for key in before)
+    untrained = load_file(Path(plan.base) / "model.safetensors")
+    learnt = load_file(first.out / "base/model.safetensors")
+    norms = [name for name in untrained if "norm" in name]
+    assert norms
+    assert not any(torch.equal(untrained[name], learnt[name]) for name in norms), "all that no adapter would touch"
+    adapter = still.model_copy(update={"method": "lora"})
+    with pytest.raises(TrainingError, match=r"training\.method = 'full', and cannot go on with 'lora'"):
+        train(replace(second, out=tmp_path / "third", settings=adapter), Watch())
 
 
 def test_a_loss_that_is_no_number_ends_the_run(plan: TrainingPlan, tmp_path: Path) -> None:

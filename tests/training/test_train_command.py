@@ -162,6 +162,8 @@ class TestSettings:
     """Read from what the run recorded. It fails right after that, for want of a base: the quickest real run."""
 
     def recorded(self, data: Path, out: Path, *flags: str) -> dict[str, Any]:
+        # Settled at once: otherwise the base is looked at first, before anything is recorded.
+        flags = (*flags, "--set", "method=lora")
         assert error(run_here(*flags_of(data, "/nowhere", out), *flags)).startswith("model '/nowhere'")
         return settings_of(out)
 
