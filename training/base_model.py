@@ -101,6 +101,9 @@ def load_notellm(source: str, *, check_type: CheckType | None = None) -> LoadedM
     inside = description.base.startswith(".")
     chosen = str((folder / description.base).resolve()) if inside else description.base
     name, model, tokenizer = _load(chosen, description.base_revision, check_type)
+    if inside:
+        # Its folder's name says nothing: what the training began with does.
+        name = str(description.training.get("base", name))
     if (folder / "tokenizer.json").is_file():
         tokenizer = _load_tokenizer(source)
     notellm = apply_checkpoint(folder, description, model, tokenizer)

@@ -12,7 +12,7 @@ from training.errors import TrainingError
 
 __all__ = ["choose_base", "choose_method"]
 
-# A billion of them take 22 GB to train, which a GPU of 24 GB or a machine's memory still holds.
+# A billion of them take 22 GB with gradients and moments, which one GPU still has; several billions do not fit any.
 _ALL_WEIGHTS_UP_TO: Final = 1_000_000_000
 
 

@@ -277,6 +277,7 @@ class _Training:
     def _finish(self, line: dict[str, Any]) -> None:
         metrics = self._folder.read_metrics()
         plot_losses(metrics, self._folder.plot)
+        before = None if self._plan.begin is None else read_description(self._plan.begin).training
         looks = [each for each in metrics if each["part"] == "validation"]
         description = Description(
             format_version=FORMAT_VERSION,
@@ -287,10 +288,10 @@ class _Training:
             prompt=self._prompt,
             made_with={name: version(name) for name in _PACKAGES},
             training={
-                "base": self._base.name,
+                "base": (before or {}).get("base", self._base.name),
                 "settings": self._settings.model_dump(),
                 "data": self._data.sha256,
-                "from": None if self._plan.begin is None else read_description(self._plan.begin).training,
+                "from": before,
                 "pairs": len(self._data.train.pairs),
                 "notes": len(self._data.train.notes.rows),
                 "last_step": line,

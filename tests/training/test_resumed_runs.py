@@ -18,6 +18,7 @@ import training.training_state as state_module
 from notellm.settings import TrainingSettings
 from tests.training.forks import run_forked
 from tests.training.tiny_set import CATEGORIES, write_files
+from training.base_model import load_notellm
 from training.checkpoint_folder import is_checkpoint
 from training.errors import CheckpointError, TrainingError
 from training.train import Outcome, TrainingPlan, train
@@ -297,6 +298,7 @@ def test_a_run_that_was_trained_whole_is_gone_on_from_with_its_own_base(plan: Tr
         before, after = load_file(first.out / name), load_file(second.out / name)
         assert before.keys() == after.keys()
         assert all(torch.allclose(before[key], after[key], rtol=0, atol=1e-20) for key in before)
+    assert load_notellm(str(second.out)).name == Path(plan.base).name, "not that of its folder, base"
     untrained = load_file(Path(plan.base) / "model.safetensors")
     learnt = load_file(first.out / "base/model.safetensors")
     norms = [name for name in untrained if "norm" in name]
