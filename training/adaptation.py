@@ -19,6 +19,7 @@ __all__ = ["adapt", "trainable_groups"]
 def adapt(base: Base, settings: TrainingSettings) -> tuple[NoteLLM, PeftModel | None]:
     """The model to train, its projection still at random; and the adapter, where it is one that is trained.
 
+    ``method`` is an adapter unless it is ``full``: what ``auto`` means, :mod:`training.method` has settled before.
     Raises :class:`TrainingError` where the base has no module that ``lora_targets`` names.
     """
     adapter = None if settings.method == "full" else _add_lora(base, settings)

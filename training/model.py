@@ -117,7 +117,7 @@ class NoteLLM(nn.Module):
         return self.base.get_decoder()(input_ids=rows.prefix.expand(1, -1), use_cache=True).past_key_values
 
     def _hidden(self, rows: NoteRows, instruction: Cache | None) -> Tensor:
-        """``[B, S, hidden]`` after the last layer."""
+        """``[B, S, hidden]`` after the last layer; all rows read ``instruction``, of which each gets a copy."""
         decoder, before = self.base.get_decoder(), len(rows.prefix)
         mask = torch.cat([rows.mask.new_ones(len(rows), before), rows.mask], dim=1)
         if instruction is None:
